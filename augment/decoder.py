@@ -19,7 +19,7 @@ import soundfile
 
 from sepscene.augment.containers import UNFILLED, as_wav, corrected
 from sepscene.augment.locations import ClipError, open_location, unreadable
-from sepscene.models.settings import LOUDEST
+from sepscene.models.settings import MAX_PEAK
 
 LOWEST_RATE = 1_000
 HIGHEST_RATE = 768_000
@@ -108,7 +108,7 @@ class Decoder:
         if not math.isfinite(peak):
             bad = np.flatnonzero(~np.isfinite(wave_TC).all(axis=1))
             raise ClipError(self.uri, f"{len(bad)} samples are NaN or infinite, the first at {before + bad[0]}")
-        if peak > LOUDEST:
+        if peak > MAX_PEAK:
             raise ClipError(
                 self.uri, f"its samples reach {peak:.0f}, but full scale is 1: divide 16-bit values by 32768"
             )

@@ -37,9 +37,9 @@ NO_SUCH_FILE = "no such file"
 
 _SHARD = re.compile(r"^(.+?\.(?:tar|parquet|arrow)(?:\?[^#]*)?)#(.*)$", re.DOTALL)
 _RACY_NS = 2 * 10**9
-MOST_BYTES = 1 << 30
+MAX_BYTES = 1 << 30
 """Largest clip that is read into memory as stored: a remote object, a member of an archive, a Parquet value."""
-MOST_ROWS = 20_000_000
+MAX_ROWS = 20_000_000
 """Most rows of a table, or members of an archive: a file of a few hundred bytes can state any number."""
 _LEAVES = re.compile(r"^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)|\0")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
@@ -56,7 +56,7 @@ class ClipError(SepsceneError):
     """
 
     def __init__(self, uri: str, cause: str, refused: int | None = None) -> None:
-        cause = written_out(cause)  # the ledger must be valid UTF-8
+        cause = as_utf8(cause)  # the ledger must be valid UTF-8
         super().__init__(uri, cause, refused)  # all arguments, so that the error can be pickled
         self.uri = uri
         self.cause = cause
@@ -75,7 +75,7 @@ def is_utf8(name: str) -> bool:
     return True
 
 
-def written_out(name: str) -> str:
+def as_utf8(name: str) -> str:
     """A name as valid UTF-8, with other bytes escaped, e.g. as `\\udce9`."""
     return name.encode("utf-8", "backslashreplace").decode()
 
@@ -103,9 +103,9 @@ def open_location(uri: str) -> str | BytesIO:
         if local is None:
             filesystem, path = filesystem_of(uri)
             with filesystem.open_input_stream(path) as stream:
-                data = stream.read(MOST_BYTES + 1)
-            if len(data) > MOST_BYTES:
-                raise ClipError(uri, f"has more than {MOST_BYTES} bytes; split it")
+                data = stream.read(MAX_BYTES + 1)
+            if len(data) > MAX_BYTES:
+                raise ClipError(uri, f"has more than {MAX_BYTES} bytes; split it")
             return BytesIO(data)
         if not os.path.isfile(local):  # a pipe or a device would block forever
             raise ClipError(uri, "is not a regular file" if os.path.exists(local) else NO_SUCH_FILE)
@@ -203,8 +203,8 @@ def _tar_member(uri: str, archive: str, name: str) -> bytes:
     if name not in members:
         raise ClipError(uri, f"the archive has no regular file with this name ({len(members)} members)")
     member = members[name]
-    if member.size > MOST_BYTES:
-        raise ClipError(uri, f"has {member.size} bytes, more than {MOST_BYTES}; split it")
+    if member.size > MAX_BYTES:
+        raise ClipError(uri, f"has {member.size} bytes, more than {MAX_BYTES}; split it")
     filesystem, path = filesystem_of(archive)
     with filesystem.open_input_file(path) as file:
         data = file.read_at(member.size, member.start)
@@ -277,8 +277,8 @@ def _parquet_audio(uri: str, stamp: tuple[Any, ...], group: int) -> pa.ChunkedAr
         for batch in file.iter_batches(batch_size=1, row_groups=[group], columns=[AUDIO_COLUMN]):
             batches.append(batch.column(0))
             size += batch.nbytes
-            if size > 2 * MOST_BYTES:
-                raise ValueError(f"a row group holds more than {2 * MOST_BYTES} bytes; write smaller row groups")
+            if size > 2 * MAX_BYTES:
+                raise ValueError(f"a row group holds more than {2 * MAX_BYTES} bytes; write smaller row groups")
         return pa.chunked_array(batches)
 
 

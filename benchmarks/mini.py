@@ -33,7 +33,7 @@ def main() -> None:
     train, _, processors = prepare_stores([experiment], given.storage, Console())
     trainer = MiniTrainer(experiment, ViewCrops(experiment, train, processors, len(train.manifest)))
     startup = time.process_time()  # of everything that a trial needs before its first step
-    patches = trainer.logmels({"row": np.arange(experiment.training.global_batch)})
+    patches = trainer.inputs({"row": np.arange(experiment.training.global_batch)})
     costs: dict[str, list[float]] = {"engine": [], "plain": []}
     for _ in range(min(given.measured, trainer.steps)):
         begin = time.process_time()

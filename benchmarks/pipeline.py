@@ -54,7 +54,7 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import named_experiment
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.results import read_metrics
-from sepscene.orchestration.repeating import again_and_again
+from sepscene.orchestration.repeating import repeat_in_background
 from sepscene.orchestration.runtime.ray_compat import configure_data
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.orchestration.training.stream import prefill_stream, schedule_of, view_stream
@@ -212,7 +212,7 @@ def pinned(core_of: dict[str, int]) -> AbstractContextManager[None]:
                     if kind in title and process.cpu_affinity() != [core]:
                         process.cpu_affinity([core])
 
-    return again_and_again(pin, POLL_SECONDS, "pin")
+    return repeat_in_background(pin, POLL_SECONDS, "pin")
 
 
 # ---- overhead of Ray Data ----
@@ -276,7 +276,7 @@ def sampling(samples: list[dict[str, float]]) -> AbstractContextManager[None]:
         found["object store"] = whole["object_store_memory"] - left.get("object_store_memory", 0.0)
         samples.append(dict(found))
 
-    return again_and_again(sample, POLL_SECONDS, "sample")
+    return repeat_in_background(sample, POLL_SECONDS, "sample")
 
 
 def memory(bench: Bench, rows: int, console: Console) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 
 import psutil
 
-from sepscene.orchestration.repeating import again_and_again
+from sepscene.orchestration.repeating import repeat_in_background
 
 TURN_SECONDS = 10
 
@@ -47,7 +47,7 @@ def in_turns(pids: list[int]) -> Iterator[tuple[Spans, Spans]]:
 
     try:
         swap()
-        with again_and_again(swap, TURN_SECONDS, "turns"):
+        with repeat_in_background(swap, TURN_SECONDS, "turns"):
             yield spans
         spans[turn].append((begin, time.time()))
     finally:

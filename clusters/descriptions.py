@@ -19,8 +19,8 @@ from sepscene.clusters.pools import Node, Pool
 from sepscene.models.card import validated
 from sepscene.models.config import Config, SepsceneError
 
-MOST_BYTES = 2**20
-MOST_VALUES = 100_000
+MAX_BYTES = 2**20
+MAX_VALUES = 100_000
 """A description has a few hundred values, but a few lines of aliases can expand to more than fits into memory."""
 
 
@@ -87,12 +87,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise SepsceneError(f"{path} does not exist: give the path of a cluster description, e.g. clusters/aws.yaml")
     try:
         size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise SepsceneError(f"{path} has {size:,} bytes; a cluster description has at most {MOST_BYTES:,}")
+        if size > MAX_BYTES:
+            raise SepsceneError(f"{path} has {size:,} bytes; a cluster description has at most {MAX_BYTES:,}")
         text = path.read_text(encoding="utf-8")
-        if _values(yaml.compose(text, yaml.SafeLoader), {}) > MOST_VALUES:
+        if _values(yaml.compose(text, yaml.SafeLoader), {}) > MAX_VALUES:
             raise SepsceneError(
-                f"{path}: its aliases (*name) expand to more than {MOST_VALUES:,} values: replace them by their values"
+                f"{path}: its aliases (*name) expand to more than {MAX_VALUES:,} values: replace them by their values"
             )
         tree = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:

@@ -1,6 +1,6 @@
 """Custom code in a configuration, by import path: the base of all kinds, encoders, and separators or channel scores.
 
-Reading a configuration imports neither torch nor custom code. `make` imports the code if the user trusts it
+Reading a configuration imports neither torch nor custom code. `instantiate` imports the code if the user trusts it
 (`models.names`).
 """
 
@@ -50,7 +50,7 @@ class CustomPart(Config):
         return dict(self.model_extra or {})
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """A description for cards and reports."""
         options = ", ".join(f"{name} {value}" for name, value in self.options.items())
         return f"{self.use} ({options})" if options else self.use
@@ -132,7 +132,7 @@ class CustomCode(CustomPart):
     use: str = Field(description="package.module:Name of a class or a function; in Python, the class or function")
 
     def __str__(self) -> str:
-        return self.described
+        return self.description
 
 
 def as_custom(value: Any) -> Any:
@@ -171,7 +171,7 @@ def _config_of(found: Any) -> type[BaseModel] | None:
     return config if isinstance(config, type) and issubclass(config, BaseModel) else None
 
 
-def make(choice: CustomCode, what: str) -> Any:
+def instantiate(choice: CustomCode, what: str) -> Any:
     """Build custom code as a callable, equal in every process. A torch module is set to evaluation mode.
 
     `what` is the kind of part, e.g. "separator".
@@ -205,7 +205,7 @@ def _instantiate(choice: CustomCode, what: str) -> Any:
 
 
 @contextmanager
-def tried(part: str, data: str) -> Iterator[None]:
+def reporting_errors(part: str, data: str) -> Iterator[None]:
     """Wrap the first calls of custom code: any error becomes a SepsceneError that names the part and its input."""
     try:
         yield

@@ -37,7 +37,7 @@ AUGMENTATIONS = {
     "crop-resize": "sepscene.augment.augmentations.crop_resize:CropResize",
 }
 
-_accepting = False
+_trust_all = False
 """Whether the command was given --trust-code."""
 
 
@@ -94,10 +94,10 @@ def resolve(name: str, known: Mapping[str, str], what: str) -> Any:
     return found
 
 
-def accept_code() -> None:
+def trust_all_code() -> None:
     """Trust, permanently, all custom code that this process imports from now on (`--trust-code`)."""
-    global _accepting
-    _accepting = True
+    global _trust_all
+    _trust_all = True
 
 
 def require_trust(name: str, what: str) -> None:
@@ -106,7 +106,7 @@ def require_trust(name: str, what: str) -> None:
     Raises:
         SepsceneError: the user does not; the message explains what trust means and how to give it.
     """
-    if _accepting and name not in CODE.entries():
+    if _trust_all and name not in CODE.entries():
         CODE.remember(name)
     if name not in CODE.entries():
         raise SepsceneError(

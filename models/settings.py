@@ -15,7 +15,7 @@ MAX_CHANNELS = 1 << 16
 untrusted source.
 """
 
-LOUDEST = 16.0
+MAX_PEAK = 16.0
 """Float sound with a peak up to this value, in files and arrays, is treated as full scale 1 with overshoots, and is
 clipped. A higher peak indicates 16-bit values that were not divided by 32768.
 """
@@ -59,7 +59,7 @@ class Cnn14Config(Config):
         return CNN14_MIN_SIZE
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """A description for cards and reports."""
         return f"CNN14 (widths {'-'.join(map(str, self.widths))})"
 
@@ -95,7 +95,7 @@ class PatchTransformerConfig(Config):
         return self.patch_frames
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """A description for cards and reports."""
         return f"a patch transformer (width {self.width}, {self.layers} layers, {self.heads} heads)"
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sepscene.models.config import SepsceneError
-from sepscene.models.settings import LOUDEST
+from sepscene.models.settings import MAX_PEAK
 
 MIN_SAMPLES = 32
 """More clips than samples, with fewer samples than this, indicate one multichannel clip with transposed axes."""
@@ -22,7 +22,7 @@ _SILENCE = {torch.uint8: 128, torch.int8: 0, torch.int16: 0, torch.int32: 0}
 
 
 def checked_sound(wave_BT: Any, device: torch.device | None = None) -> Tensor:
-    """The clips as a float32 tensor (B, T) of full scale 1. Floats up to `LOUDEST` are not clipped.
+    """The clips as a float32 tensor (B, T) of full scale 1. Floats up to `MAX_PEAK` are not clipped.
 
     Args:
         wave_BT: NumPy array or tensor (B, T): floats of full scale 1, or int8, uint8, int16, int32, whose full scale is
@@ -56,7 +56,7 @@ def checked_sound(wave_BT: Any, device: torch.device | None = None) -> Tensor:
     peak = float(torch.linalg.vector_norm(sound_BT.detach(), float("inf")))
     if not np.isfinite(peak):
         raise SepsceneError("the sound contains NaN or infinite samples: remove them")
-    if peak > LOUDEST:
+    if peak > MAX_PEAK:
         raise SepsceneError(f"sound must have full scale 1, but this reaches {peak:g}: divide it by its full scale")
     return sound_BT
 

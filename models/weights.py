@@ -77,7 +77,7 @@ def card_text(card: WeightsCard) -> str:
     return card.model_dump_json(indent=2) + "\n"
 
 
-def packed(network: nn.Module) -> bytes:
+def serialised(network: nn.Module) -> bytes:
     """The network's state as the content of a safetensors file; weights that share memory are stored separately."""
     state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
     return save({name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()})

@@ -96,13 +96,13 @@ def pretrain(
             ladder = run.ladder(train)
             bundle = run.encoder(train, ladder)
             # Imported here because scikit-learn and matplotlib take two seconds, which would delay the training.
-            from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, summarise
+            from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, print_summary
 
             if evaluate:
                 evaluate_run(run, train, test, ladder)
             else:
                 run.publish(experiment.views.pair, bundle)
-        summarise(run)
+        print_summary(run)
     return folder
 
 
@@ -130,11 +130,11 @@ def train_separator(
 
 def _continuable(run: "Run", *command: str) -> AbstractContextManager[None]:
     """Print the command that continues the run if the block fails."""
-    from sepscene.orchestration.pipeline.run import continuable
+    from sepscene.orchestration.pipeline.run import with_resume_hint
 
     words = [*command, str(run.files.experiment), "--storage", str(run.folder.parent)]
     resume_command = shlex.join(["sepscene", *words, "--run-id", run.folder.name, "--resume"])
-    return continuable(run.console, resume_command)
+    return with_resume_hint(run.console, resume_command)
 
 
 def sweep(

@@ -32,7 +32,7 @@ from sepscene.orchestration.terminal import printable
 from sepscene.orchestration.yaml_files import as_yaml, read_yaml, secret_in, texts_of
 from sepscene.tasks.evaluation.settings import ScoringSettings
 
-MOST_BLOCK_BYTES = 128 * 2**20
+MAX_BLOCK_BYTES = 128 * 2**20
 """Ray Data splits larger blocks (its `target_max_block_size`), but the order of rows relies on blocks of equal size."""
 
 
@@ -267,10 +267,10 @@ class Experiment(Config):
                 f"training.service_rows = {per_step}{elastic}; change one of the three"
             )
         block = self.training.service_rows * self.audio.samples * PCM_BYTES
-        if block > MOST_BLOCK_BYTES:
+        if block > MAX_BLOCK_BYTES:
             raise ValueError(
                 f"a block of training.service_rows {self.training.service_rows} clips has {block >> 20} MiB, but Ray "
-                f"Data splits blocks above {MOST_BLOCK_BYTES >> 20} MiB; lower training.service_rows"
+                f"Data splits blocks above {MAX_BLOCK_BYTES >> 20} MiB; lower training.service_rows"
             )
         if self.separator.batch_mixtures % trainers:
             raise ValueError(

@@ -66,7 +66,7 @@ class Data(Config):
         return self.format == "scenes" and self.root is None
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """Format and root for reports; without the root for synthetic scenes."""
         return self.format if self.format == "scenes" else f"{self.format} {self.root}"
 

@@ -121,9 +121,9 @@ class Objective(Config):
         return settings | others
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """The sum of weighted terms as text."""
         return " + ".join(
-            term.described if term.weight == 1 and number == 0 else f"{term.weight:g} {term.described}"
+            term.description if term.weight == 1 and number == 0 else f"{term.weight:g} {term.description}"
             for number, term in enumerate(self.used_terms.values())
         )

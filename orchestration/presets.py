@@ -33,7 +33,7 @@ Scale = Literal["mini", "tiny", "small", "paper"]
 COMBINATIONS = (("S2",), ("S1",), ("F",), ("N",), ("S2", "F"), ("S2", "N"), ("S2", "F", "N"))
 """Table 4's combinations of processors, from top to bottom."""
 
-OWN = (
+ROW_FIELDS = (
     "name",
     "table_row",
     "views.pair",
@@ -51,7 +51,7 @@ OWN = (
 )
 """Fields in which rows differ. Changing one of them would turn a row into a different row with the old name."""
 
-OF_COINCIDENCE = (
+COINCIDENCE_FIELDS = (
     "objective.alpha",
     "objective.alpha_warmup_steps",
     "objective.terms.coincidence.weight",

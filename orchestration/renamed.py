@@ -5,7 +5,7 @@ from pydantic import ValidationError
 _FIELDS = {"judge": "scoring", "figures": "metrics", "figure": "metric"}
 """Name of a field in earlier versions -> its current name."""
 
-OLD_STEPS = "figures.json"
+OLD_METRICS_FILE = "figures.json"
 """The file in checkpoints of earlier versions that is now `metrics.json`."""
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def again_and_again(action: Callable[[], None], seconds: float, name: str) -> Iterator[None]:
+def repeat_in_background(action: Callable[[], None], seconds: float, name: str) -> Iterator[None]:
     """Call `action` every `seconds` in a thread called `name` while the block runs, but never after it."""
     stop = threading.Event()
 

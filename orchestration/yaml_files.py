@@ -11,7 +11,7 @@ from sepscene.augment.locations import is_utf8
 from sepscene.models.config import Config, SepsceneError
 from sepscene.orchestration.terminal import printable
 
-MOST_BYTES = 2**20
+MAX_BYTES = 2**20
 SECRET_KEYS = ("password", "token", "secret", "access_key", "sig", "signature", "credential")
 
 
@@ -32,7 +32,7 @@ def read_yaml(path: Path, what: str) -> Any:
         SepsceneError: when the file is missing, larger than 1 MiB, not text, not YAML, or contains aliases.
     """
     try:
-        if path.stat().st_size > MOST_BYTES:
+        if path.stat().st_size > MAX_BYTES:
             raise SepsceneError(f"{path} has {path.stat().st_size:,} bytes, too many for the YAML file of {what}")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -54,7 +54,7 @@ def _no_trusted_code(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.T
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "configuration"))
     for trusted in (CODE, PROGRAMS):  # restored after the test
         monkeypatch.setenv(trusted.variable, os.environ.get(trusted.variable, ""))
-    monkeypatch.setattr(names, "_accepting", False)
+    monkeypatch.setattr(names, "_trust_all", False)
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +74,7 @@ def shared_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_of_our_own() -> Iterator[None]:
+def local_ray() -> Iterator[None]:
     """A local Ray with four logical CPUs, as a command starts it; it is stopped at the end."""
     os.environ.update(RAY_AUTH_MODE="disabled", OMP_NUM_THREADS="1")
     from sepscene.orchestration.runtime.session import connect, disconnect

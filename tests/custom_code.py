@@ -103,8 +103,8 @@ class Pull(Term):
         self.config = config
         self.scale = nn.Parameter(torch.ones(sizes.embedding_dim))
 
-    def share(self, h_1, h_2, local, everyone, start):
-        return ((h_1 - h_2).abs() ** self.config.power * self.scale).sum() / max(1, len(everyone[0]))
+    def share(self, h_1, h_2, local, gathered, start):
+        return ((h_1 - h_2).abs() ** self.config.power * self.scale).sum() / max(1, len(gathered[0]))
 
 
 class Endless(Pull):

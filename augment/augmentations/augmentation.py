@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sepscene.augment.augmentations.settings import AugmentationChoice, Needs
 from sepscene.models.config import SepsceneError
-from sepscene.models.custom import settings_for, tried
+from sepscene.models.custom import reporting_errors, settings_for
 from sepscene.models.names import AUGMENTATIONS, resolve
 
 
@@ -98,7 +98,7 @@ class Augmenter:
         return changed.unflatten(0, sound.shape[:2])
 
 
-def try_augmentation(name: str, choice: AugmentationChoice, shape: tuple[int, ...]) -> None:
+def check_augmentation(name: str, choice: AugmentationChoice, shape: tuple[int, ...]) -> None:
     """Test a custom augmentation on three random views before a run uses it.
 
     Args:
@@ -112,7 +112,7 @@ def try_augmentation(name: str, choice: AugmentationChoice, shape: tuple[int, ..
     """
     augmentation = build_augmentation(name, choice)
     label = f"augmentations.{name} ({choice.use})"
-    with tried(label, f"views of {shape}"), torch.random.fork_rng(devices=[]), torch.no_grad():
+    with reporting_errors(label, f"views of {shape}"), torch.random.fork_rng(devices=[]), torch.no_grad():
         sound = 0.1 * torch.randn(3, *shape)
         uniforms_XU = torch.rand(3, choice.needs.uniforms)
         mixture_XP = 0.1 * torch.randn(3, *shape) if choice.needs.mixture else None

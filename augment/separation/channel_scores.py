@@ -15,7 +15,7 @@ import numpy as np
 
 from sepscene.augment.views import Views, from_pcm
 from sepscene.models.config import SepsceneError
-from sepscene.models.custom import CustomCode, identity, make, tried
+from sepscene.models.custom import CustomCode, identity, instantiate, reporting_errors
 
 
 class ChannelScores:
@@ -36,17 +36,17 @@ class ChannelScores:
 
     @cached_property
     def _function(self) -> Any:
-        return make(self.choice, "channel score")
+        return instantiate(self.choice, "channel score")
 
     @cached_property
     def digest(self) -> str:
         """Digest of the code's import path, version and fields, and of the weights of a torch module."""
         from torch import nn
 
-        from sepscene.models.weights import packed
+        from sepscene.models.weights import serialised
 
         content = json.dumps(identity(self.choice), sort_keys=True).encode()
-        weights = packed(self._function) if isinstance(self._function, nn.Module) else b""
+        weights = serialised(self._function) if isinstance(self._function, nn.Module) else b""
         return hashlib.sha256(content + b"\0" + weights).hexdigest()
 
     def processor(self, separator_digest: str) -> str:
@@ -79,7 +79,7 @@ class ChannelScores:
         """
         noise = np.random.default_rng(0).integers(-3000, 3000, (1 + channels, samples), np.int16)
         label = f"the channel score {self.choice}"
-        with tried(label, "noise"):
+        with reporting_errors(label, "noise"):
             first_S, again_S = (self(noise[0], noise[1:]) for _ in range(2))
         if not (np.isfinite(first_S).all() and np.array_equal(first_S, again_S)):
             raise SepsceneError(

@@ -53,13 +53,13 @@ def open_separator(name: str, folder: str | CustomCode, audio: AudioFormat) -> "
     Raises:
         SepsceneError: the checkpoint is missing, damaged or of another sample rate, or the custom code cannot be used.
     """
-    from sepscene.models.separators.custom import CustomSeparator, try_separator
+    from sepscene.models.separators.custom import CustomSeparator, check_separator
     from sepscene.models.separators.folder import load_separator
 
     try:
         separator = load_separator(folder)
         if isinstance(folder, CustomCode) and isinstance(separator, CustomSeparator):
-            try_separator(separator, audio.samples)
+            check_separator(separator, audio.samples)
     except SepsceneError as error:
         raise SepsceneError(f"processor {name}: {error}") from error
     if separator.sample_rate != audio.sample_rate:

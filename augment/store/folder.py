@@ -171,7 +171,7 @@ class StoreFolder:
             self.filesystem.delete_file(info.path)
         return len(old), sum(info.size for info in old)
 
-    def note_filled(self, name: str) -> None:
+    def mark_filled(self, name: str) -> None:
         """Mark the prefill of this name as complete.
 
         Raises:

@@ -83,7 +83,7 @@ class Removed:
 
 
 def list_store(store: str | StoreFolder) -> StoreListing:
-    """`sepscene store ls URI`: read all footers and summarise their entries.
+    """`sepscene store ls URI`: read all footers and print_summary their entries.
 
     Raises:
         StoreError: there is no store, or the filesystem fails.

@@ -118,7 +118,7 @@ background and level, from which their common origin can be recognised. In `recu
 random, and the background can be exchanged (`generate_scene(..., background=1)`)."""
 
 
-def as_long_as(clip_seconds: float, profile: str) -> SceneConfig:
+def profile_of_length(clip_seconds: float, profile: str) -> SceneConfig:
     """A profile with scenes of the length of an experiment's clips, so that a clip contains all labelled events.
 
     Raises:

@@ -35,7 +35,7 @@ def shared_event_rate(scenes: Iterable[np.ndarray], crop_samples: int, delta_sam
     return float(np.mean(found)) if found else float("nan")
 
 
-def shared_events_in_words(scenes: Iterable[np.ndarray], views: Views, sample_rate: int) -> str:
+def describe_shared_events(scenes: Iterable[np.ndarray], views: Views, sample_rate: int) -> str:
     """`shared_event_rate` for the settings of the views, as text: "93% of positive pairs (-10 dB, 32 scenes)"."""
     known = list(scenes)
     rate = shared_event_rate(known, patch_samples(views, sample_rate), round(views.tp_delta_seconds * sample_rate))

@@ -29,11 +29,11 @@ from sepscene.models.names import ENCODERS, package_of, resolve
 from sepscene.models.settings import Cnn14Config, FrontEndConfig, Reads
 from sepscene.models.sound import limited_sound
 from sepscene.models.trust import CODE
-from sepscene.models.weights import README, card_text, check_finite, packed, read_network, write_folder
+from sepscene.models.weights import README, card_text, check_finite, read_network, serialised, write_folder
 
 logger = logging.getLogger("sepscene")
 
-SECONDS_AT_ONCE = 60
+MAX_BATCH_SECONDS = 60
 """Seconds of sound that are in the network at the same time, during inference."""
 MLFLOW_SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
 
@@ -139,7 +139,7 @@ class Encoder(nn.Module):
         """
         if self.training:
             return self.trunk(self._network_input(wave_BT))
-        batch = max(1, SECONDS_AT_ONCE * self.sample_rate // wave_BT.shape[1])
+        batch = max(1, MAX_BATCH_SECONDS * self.sample_rate // wave_BT.shape[1])
         return torch.cat([self.trunk(self._network_input(part_BT)) for part_BT in wave_BT.split(batch)])
 
     def _network_input(self, wave_BT: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ def save_encoder(encoder: Encoder, directory: Path | str, card: dict[str, Any]) 
         card = card | {"code": package_of(trunk.use)}
     content = {"architecture": architecture, "config": encoder.config.model_dump(mode="json"), "metadata": card}
     readme = model_card(encoder.config, card)
-    return write_folder(directory, content, packed(encoder.trunk), readme=readme).sha256
+    return write_folder(directory, content, serialised(encoder.trunk), readme=readme).sha256
 
 
 def update_card(directory: Path | str, facts: dict[str, Any]) -> None:

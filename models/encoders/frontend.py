@@ -111,7 +111,7 @@ class LogMel(nn.Module):
             mel_BLF = linear_BNL.transpose(1, 2) @ self.bands_NF
             return self._compress(self._normalise_level(mel_BLF) if config.level == "patch" else mel_BLF)
 
-    def level_patches(self, logmel_BLF: Tensor) -> Tensor:
+    def normalise_patches(self, logmel_BLF: Tensor) -> Tensor:
         """Apply the setting `level` to patches of log-mels that were computed with `level` "kept".
 
         A store contains log-mels with their original level; the level of a patch is normalised after it is cropped.

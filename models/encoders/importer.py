@@ -76,7 +76,9 @@ def export_panns(encoder: Encoder, file: Path | str) -> None:
         SepsceneError: the encoder is not a CNN14, or a weight is NaN or infinite.
     """
     if not isinstance(encoder.trunk, Cnn14):
-        raise SepsceneError(f"PANNs has no network like {encoder.config.trunk.described}: only a CNN14 can be exported")
+        raise SepsceneError(
+            f"PANNs has no network like {encoder.config.trunk.description}: only a CNN14 can be exported"
+        )
     panns_names = {ours: theirs for theirs, ours in OUR_NAMES.items()}
     state = {name: tensor.detach().cpu() for name, tensor in encoder.trunk.state_dict().items()}
     check_finite(encoder.trunk, Path(file))

@@ -28,8 +28,8 @@ def model_card(config: "EncoderConfig", card: dict[str, Any]) -> str:
         f"# {card.get('title') or 'Sepscene encoder'}",
         "",
         f"Maps mono sound at {front_end.sample_rate} Hz (float, full scale 1) to a representation h of "
-        f"{config.embedding_dim} numbers: {log_mel}{config.trunk.described}. The h of a clip is the mean over patches "
-        f"of at most {config.patch_seconds:g} s.",
+        f"{config.embedding_dim} numbers: {log_mel}{config.trunk.description}. The h of a clip is the mean over "
+        f"patches of at most {config.patch_seconds:g} s.",
         "",
         "```python",
         "from sepscene import load_encoder",

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from sepscene.models.config import SepsceneError
-from sepscene.models.custom import CustomEncoder, EncoderChoice, settings_for, tried
+from sepscene.models.custom import CustomEncoder, EncoderChoice, reporting_errors, settings_for
 from sepscene.models.names import ENCODERS, resolve
 from sepscene.models.settings import FrontEndConfig, Reads
 
@@ -125,7 +125,7 @@ def check_network(choice: EncoderChoice, front_end: FrontEndConfig, seconds: flo
     logmel = network_class(choice).reads == "log-mel"
     shape = (2, front_end.frames(samples), front_end.mel_bands) if logmel else (2, samples)
     part = f"the encoder {choice.use}"
-    with tried(part, f"an input of shape {shape}"), torch.random.fork_rng(devices=[]), torch.no_grad():
+    with reporting_errors(part, f"an input of shape {shape}"), torch.random.fork_rng(devices=[]), torch.no_grad():
         network = build_network(choice)
         sound = 0.1 * torch.randn(shape)
         h_BD = network(sound)

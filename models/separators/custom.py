@@ -1,7 +1,7 @@
 """Custom separators, by import path: any callable with the interface of a separator.
 
-Before a run uses one, it is saved as a folder of weights, as any other separator (`keep`). The card names its code. The
-rest of the package, from the store to the report, uses only this folder.
+Before a run uses one, it is saved as a folder of weights, as any other separator (`save_custom`). The card names its
+code. The rest of the package, from the store to the report, uses only this folder.
 
 Shapes: B clips, S channels, T samples.
 """
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from sepscene.models.card import CARD_FILE, WEIGHTS_FILE, WeightsCard, read_card, validated
 from sepscene.models.config import CheckpointError, SepsceneError
-from sepscene.models.custom import CustomCode, identity, make, tried
-from sepscene.models.weights import check_finite, complete_card, load_weights, packed, write_folder
+from sepscene.models.custom import CustomCode, identity, instantiate, reporting_errors
+from sepscene.models.weights import check_finite, complete_card, load_weights, serialised, write_folder
 
 ARCHITECTURE = "own-separator"
 
@@ -47,11 +47,11 @@ class CustomSeparator(nn.Module):
         """Build the custom code.
 
         Raises:
-            SepsceneError: see `custom.make`; or an attribute is missing.
+            SepsceneError: see `models.custom.instantiate`; or an attribute is missing.
         """
         super().__init__()
         self.choice = choice
-        self.called = make(choice, "separator")
+        self.called = instantiate(choice, "separator")
         for name in ("sample_rate", "sources"):
             value = getattr(self.called, name, None)
             if not isinstance(value, int) or value < 1:
@@ -82,7 +82,7 @@ class CustomSeparator(nn.Module):
         return {**identity(self.choice), "sample_rate": self.sample_rate, "sources": self.sources}
 
 
-def try_separator(separator: CustomSeparator, samples: int) -> None:
+def check_separator(separator: CustomSeparator, samples: int) -> None:
     """Check a separator on clips of noise with this many samples, before a run uses it.
 
     Raises:
@@ -94,7 +94,7 @@ def try_separator(separator: CustomSeparator, samples: int) -> None:
     other_BT = wave_BT.clone()
     other_BT[1] = 0.1 * torch.randn(samples, generator=noise)
     part = f"the separator {separator.choice.use}"
-    with tried(part, f"clips of shape {tuple(wave_BT.shape)}"), torch.inference_mode():
+    with reporting_errors(part, f"clips of shape {tuple(wave_BT.shape)}"), torch.inference_mode():
         first_ST = separator(wave_BT)[0]
         again_ST = separator(wave_BT)[0]
         in_other_batch_ST = separator(other_BT)[0]
@@ -109,7 +109,7 @@ def try_separator(separator: CustomSeparator, samples: int) -> None:
         raise SepsceneError(f"{part} returns channels that depend on the other clips of a batch: it must not mix clips")
 
 
-def keep(choice: CustomCode, directory: Path) -> WeightsCard:
+def save_custom(choice: CustomCode, directory: Path) -> WeightsCard:
     """Save a custom separator as a folder of weights, which `load_separator` reads.
 
     Raises:
@@ -120,14 +120,14 @@ def keep(choice: CustomCode, directory: Path) -> WeightsCard:
     fields = {"architecture": ARCHITECTURE, "config": separator.config}
     if (directory / WEIGHTS_FILE).exists():
         saved = read_card(directory)
-        current = complete_card(fields, packed(separator))
+        current = complete_card(fields, serialised(separator))
         if saved.digest != current.digest:
             raise CheckpointError(
                 f"{directory} was made with {_version(saved.config)}; here is {_version(current.config)}, or its "
                 "weights differ: install the version it was made with, or start another run"
             )
         return saved
-    return write_folder(directory, fields, packed(separator))
+    return write_folder(directory, fields, serialised(separator))
 
 
 def card_of(place: str | CustomCode) -> WeightsCard:
@@ -139,19 +139,19 @@ def card_of(place: str | CustomCode) -> WeightsCard:
     if not isinstance(place, CustomCode):
         return read_card(place)
     separator = CustomSeparator(place)
-    return complete_card({"architecture": ARCHITECTURE, "config": separator.config}, packed(separator))
+    return complete_card({"architecture": ARCHITECTURE, "config": separator.config}, serialised(separator))
 
 
-def kept_checkpoints(checkpoints: Mapping[str, str | CustomCode], folder: Path) -> dict[str, str]:
+def checkpoint_folders(checkpoints: Mapping[str, str | CustomCode], folder: Path) -> dict[str, str]:
     """Processor name -> folder. Custom separators are saved in `folder` unless they have been saved already.
 
     Raises:
-        SepsceneError: see `keep`.
+        SepsceneError: see `save_custom`.
     """
     folders = {}
     for name, place in checkpoints.items():
         if isinstance(place, CustomCode):
-            keep(place, folder / name)
+            save_custom(place, folder / name)
             folders[name] = str(folder / name)
         else:
             folders[name] = place

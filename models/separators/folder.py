@@ -16,7 +16,7 @@ from sepscene.models.separators.programs import ProgramConfig, ProgramSeparator,
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
 from sepscene.models.sound import checked_sound
-from sepscene.models.weights import check_finite, packed, read_content, read_network, read_tensors, write_folder
+from sepscene.models.weights import check_finite, read_content, read_network, read_tensors, serialised, write_folder
 
 Separator = TDCNpp | ConvTasNetSeparator | ProgramSeparator
 
@@ -45,7 +45,7 @@ def save_separator(separator: nn.Module, directory: str | Path, metadata: dict[s
         card["architecture"] = "program"
         return write_folder(directory, card, separator.content, separator.config.file_name).digest
     card["architecture"] = "tdcnpp" if isinstance(separator, TDCNpp) else "conv_tasnet"
-    return write_folder(directory, card, packed(separator)).digest
+    return write_folder(directory, card, serialised(separator)).digest
 
 
 def load_separator(directory: str | Path | CustomCode) -> nn.Module:

@@ -45,9 +45,9 @@ def check_runs(*runs: Path) -> None:
 def accept_trust(asked: bool) -> bool:
     """Apply `--trust-code` before any custom code is imported."""
     if asked:
-        from sepscene.models.names import accept_code
+        from sepscene.models.names import trust_all_code
 
-        accept_code()
+        trust_all_code()
     return asked
 
 

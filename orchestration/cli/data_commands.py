@@ -47,7 +47,7 @@ def audit_command(
     """
     from rich.progress import Progress
 
-    from sepscene.orchestration.records.audit_log import keep_audit
+    from sepscene.orchestration.records.audit_log import save_audit
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
     from sepscene.tasks.datasets.audit import audit
     from sepscene.tasks.datasets.readers import read_manifest
@@ -57,7 +57,7 @@ def audit_command(
         task = progress.add_task("decode", total=len(manifest.clips))
         found = audit(manifest, threads, lambda done: progress.update(task, completed=done))
     print(found.text())
-    kept = keep_audit(found, manifest, format, root, storage, default_tracking_uri(storage))
+    kept = save_audit(found, manifest, format, root, storage, default_tracking_uri(storage))
     console.print(f"saved in {kept}", soft_wrap=True)
     if found.missing or found.corrupt or found.unnamed:
         raise typer.Exit(3)
@@ -165,7 +165,7 @@ def prefill(
         with Run.open(folder.resolve(), resolved, default_tracking_uri(storage), console, resume=True) as run:
             train, _ = run.manifests
             filled = run.prefill(train, run.ladder(train))
-        parts = [f"{filled.present} of {filled.wanted} separated clips are in {run.store_uri()}"]
+        parts = [f"{filled.present} of {filled.expected} separated clips are in {run.store_uri()}"]
         if not filled.counts:
             parts = [f"{run.store_uri()} is already complete: it has every usable clip, separated by all processors"]
         parts += [f"{filled.unusable} are of unusable clips"] if filled.unusable else []

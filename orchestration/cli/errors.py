@@ -21,7 +21,7 @@ _REMEDIES = {
 }
 
 
-def in_words(error: BaseException) -> str | None:
+def user_message(error: BaseException) -> str | None:
     """The message for the user; None for an error that only a programmer can fix, which keeps its traceback."""
     if isinstance(error, SepsceneError):
         return str(error)
@@ -48,6 +48,6 @@ def _system_message(error: OSError) -> str:
 
 def _ray_message(error: BaseException) -> str:
     cause = getattr(error, "cause", None)
-    inner = in_words(cause) if isinstance(cause, Exception) else None
+    inner = user_message(cause) if isinstance(cause, Exception) else None
     message = inner or first_line(error)
     return f"Ray: {message}\n`sepscene doctor` checks the cluster. Completed work is kept: --resume continues a run."

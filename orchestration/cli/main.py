@@ -28,7 +28,7 @@ from sepscene.orchestration.cli.arguments import (
 from sepscene.orchestration.cli.cluster_commands import cluster_app, stop, submit
 from sepscene.orchestration.cli.data_commands import data_app, plan, prefill, store_app
 from sepscene.orchestration.cli.doctor import doctor
-from sepscene.orchestration.cli.errors import in_words
+from sepscene.orchestration.cli.errors import user_message
 from sepscene.orchestration.cli.model_commands import embed_command, encoder_app, import_separator_command
 from sepscene.orchestration.cli.result_commands import compare, evaluate, replay_command, report, sync, ui
 from sepscene.orchestration.cli.sweep_commands import reproduce_command, sweep_command
@@ -262,7 +262,7 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        message = in_words(error)
+        message = user_message(error)
         if message is None:
             raise
         Terminal(stderr=True).print(Text("error:", "bold red"), message, highlight=False, soft_wrap=True)

@@ -48,7 +48,7 @@ def evaluate(
         _evaluate_on_tasks(run, task, out, name, device)
         return
     from sepscene.orchestration.config import load_experiment
-    from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, summarise
+    from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, print_summary
     from sepscene.orchestration.pipeline.run import Run
     from sepscene.orchestration.pipeline.session import prepared_session
     from sepscene.orchestration.records.mlflow_address import tracking_uri_of
@@ -59,7 +59,7 @@ def evaluate(
         with Run.open(run.resolve(), experiment, tracking_uri_of(run), console, resume=True) as opened:
             train, test = opened.manifests
             evaluate_run(opened, train, test, opened.ladder(train))
-        summarise(opened)
+        print_summary(opened)
 
 
 def _evaluate_on_tasks(run: Path, tasks: list[str], out: Path, name: str | None, device: str) -> None:
@@ -75,7 +75,7 @@ def _evaluate_on_tasks(run: Path, tasks: list[str], out: Path, name: str | None,
     from sepscene.orchestration.evaluation.downstream import evaluate_task, read_results, result_path
     from sepscene.orchestration.evaluation.embed_files import usable_device
     from sepscene.orchestration.evaluation.file_encoder import encoder_digest
-    from sepscene.orchestration.records.files import write_whole
+    from sepscene.orchestration.records.files import write_text_atomically
     from sepscene.orchestration.records.run_folder import encoder_of
     from sepscene.orchestration.reports.task_table import terminal_table
     from sepscene.tasks.datasets.downstream import read_task
@@ -98,7 +98,7 @@ def _evaluate_on_tasks(run: Path, tasks: list[str], out: Path, name: str | None,
             result = evaluate_task(
                 encoder, name or run.name, digest, task, progress=lambda done: progress.update(bar, completed=done)
             )
-            write_whole(result_path(out, result), result.model_dump_json(indent=2) + "\n")
+            write_text_atomically(result_path(out, result), result.model_dump_json(indent=2) + "\n")
             left_out |= result.left_out
     console.print(terminal_table(read_results(out)))
     for uri, cause in left_out.items():
@@ -179,14 +179,14 @@ def compare(
 def _compare_on_tasks(folder: Path, csv_file: Path | None, latex_file: Path | None) -> None:
     """Print the table of all results in a folder, and write it as CSV and LaTeX if requested."""
     from sepscene.orchestration.evaluation.downstream import read_results
-    from sepscene.orchestration.records.files import write_whole
+    from sepscene.orchestration.records.files import write_text_atomically
     from sepscene.orchestration.reports.task_table import csv_table, latex_table, terminal_table
 
     results = read_results(folder)
     console.print(terminal_table(results))
     for file, text in ((csv_file, csv_table), (latex_file, latex_table)):
         if file is not None:
-            write_whole(file, text(results))
+            write_text_atomically(file, text(results))
             console.print(str(file), soft_wrap=True)
 
 

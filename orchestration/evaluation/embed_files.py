@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sepscene.augment.locations import is_utf8, local_path, written_out
+from sepscene.augment.locations import as_utf8, is_utf8, local_path
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import Encoder
 from sepscene.orchestration.data_config import DataFormat
@@ -249,7 +249,7 @@ def _expand(text: str, left_out: LeftOut) -> Iterator[str]:
             local = local_path(uri)
             yield uri if local is None else str(path.parent / local)
     elif not is_utf8(text):
-        left_out.add(NOT_UTF8, written_out(text))
+        left_out.add(NOT_UTF8, as_utf8(text))
     else:
         yield text
 

@@ -16,7 +16,7 @@ from sepscene.augment.audio import AudioFormat
 from sepscene.models.trust import trust_variables
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.evaluation.embed_clips import EmbedClips
-from sepscene.orchestration.runtime.allocator import kept_memory
+from sepscene.orchestration.runtime.allocator import allocator_variables
 from sepscene.orchestration.runtime.placement import actor_demand
 from sepscene.orchestration.runtime.ray_compat import blocks_of
 from sepscene.orchestration.training.stream import finite_retries, separation_pool
@@ -72,7 +72,7 @@ def embed_manifests(
             batch_size=CLIPS_PER_CALL,
             compute=separation_pool(resources),
             ray_remote_args_fn=finite_retries,
-            runtime_env={"env_vars": kept_memory() | trust_variables()},
+            runtime_env={"env_vars": allocator_variables() | trust_variables()},
             **actor_demand(resources).ray_options(),
         )
     )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sepscene.augment.audio import ClipError, read_blocks
-from sepscene.models.encoders.encoder import SECONDS_AT_ONCE, Encoder
+from sepscene.models.encoders.encoder import MAX_BATCH_SECONDS, Encoder
 
 
 @dataclass
@@ -70,7 +70,7 @@ class FileEncoder:
         self.readers = readers
         patch = Fraction(encoder.config.patch_seconds).limit_denominator(1000)
         # A block has whole patches, and whole seconds so that it starts at a sample of any rate.
-        self.block_seconds = patch.numerator * max(1, SECONDS_AT_ONCE // patch.numerator)
+        self.block_seconds = patch.numerator * max(1, MAX_BATCH_SECONDS // patch.numerator)
 
     def embed(self, uris: Iterable[str]) -> Iterator[FileEmbedding]:
         """The results of all files in their order, those of unreadable files with their cause."""
@@ -78,7 +78,7 @@ class FileEncoder:
         batch: list[tuple[FileEmbedding, Tensor]] = []
         for file, patches_PT in self._pieces(uris, files):
             samples = sum(waiting_PT.numel() for _, waiting_PT in batch)
-            full = samples >= SECONDS_AT_ONCE * self.encoder.sample_rate
+            full = samples >= MAX_BATCH_SECONDS * self.encoder.sample_rate
             if batch and (full or batch[0][1].shape[1] != patches_PT.shape[1]):
                 self._run(batch)
                 batch = []

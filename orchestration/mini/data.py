@@ -21,19 +21,19 @@ from sepscene.augment.audio import read_clip
 from sepscene.augment.separation.service import open_separator
 from sepscene.augment.synthetic.scenes import (
     SceneConfig,
-    as_long_as,
     background_path,
     generate_scene,
+    profile_of_length,
     write_scenes,
 )
-from sepscene.augment.synthetic.shared_events import shared_events_in_words
+from sepscene.augment.synthetic.shared_events import describe_shared_events
 from sepscene.augment.views import Views, from_pcm, levels_db, to_pcm
 from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.frontend import LogMel
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.arrays import create_array
-from sepscene.orchestration.records.files import one_at_a_time, read_typed, write_whole
+from sepscene.orchestration.records.files import exclusive_lock, read_typed, write_text_atomically
 from sepscene.orchestration.records.sweep_folder import StudyData
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
 from sepscene.tasks.evaluation.shortcuts import ClipFeatures, clip_features
@@ -54,7 +54,7 @@ class LogMelStore:
     def __init__(self, root: Path, experiment: Experiment, manifest: Manifest) -> None:
         self.experiment = experiment
         self.manifest = manifest
-        self.front_end = LogMel(experiment.front_end.changed({"level": "kept"}))  # see `LogMel.level_patches`
+        self.front_end = LogMel(experiment.front_end.changed({"level": "kept"}))  # see `LogMel.normalise_patches`
         front_end = experiment.front_end.model_dump(exclude={"level"})
         what = [manifest.digest(), experiment.audio.model_dump(), front_end]
         name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
@@ -130,7 +130,7 @@ class LogMelStore:
             if (n + 1) % SAVE_EVERY == 0 or n + 1 == clips:
                 logmel_NSLF.flush()
                 levels_NS.flush()
-                write_whole(self.folder / f"{part}.done", str(n + 1))
+                write_text_atomically(self.folder / f"{part}.done", str(n + 1))
                 if console is not None and ((n + 1) % PRINT_EVERY == 0 or n + 1 == clips):
                     console.print(f"log-mels of {part}: {n + 1} of {clips} clips", highlight=False)
 
@@ -178,7 +178,7 @@ def prepare_stores(
     names = [name for row in rows if row.views.separates for name in row.views.combination]
     processors = {name: str(base.separator.checkpoints[name]) for name in names}
     shared.path.mkdir(parents=True, exist_ok=True)
-    with one_at_a_time(shared.lock):
+    with exclusive_lock(shared.lock):
         train, test = _manifests(base, shared, backgrounds, console)
         train_store, test_store = (LogMelStore(shared.logmels, base, manifest) for manifest in (train, test))
         train_store.fill(processors, backgrounds, console)
@@ -190,10 +190,10 @@ def describe_data(base: Experiment) -> dict[str, str]:
     """The description of the data for the report."""
     data = base.data
     if not data.is_generated:
-        return {"data set": data.described}
-    scenes = as_long_as(base.audio.clip_seconds, data.scenes_profile)
+        return {"data set": data.description}
+    scenes = profile_of_length(base.audio.clip_seconds, data.scenes_profile)
     return {
-        "data set": f"{data.described} ({data.scenes_profile})",
+        "data set": f"{data.description} ({data.scenes_profile})",
         "training clips": str(data.scenes_train),
         "test clips": str(data.scenes_test),
         "pairs that share an event": _shared_events(scenes, base.views),
@@ -203,7 +203,7 @@ def describe_data(base: Experiment) -> dict[str, str]:
 @cache
 def _shared_events(config: SceneConfig, views: Views) -> str:
     scenes = [generate_scene(0, index, config).sources_ST for index in range(EXAMPLE_SCENES)]
-    return shared_events_in_words(scenes, views, config.sample_rate)
+    return describe_shared_events(scenes, views, config.sample_rate)
 
 
 def _manifests(base: Experiment, shared: StudyData, backgrounds: int, console: Console) -> tuple[Manifest, Manifest]:
@@ -211,7 +211,7 @@ def _manifests(base: Experiment, shared: StudyData, backgrounds: int, console: C
     if not data.is_generated:
         manifest = read_manifest(data.format, str(data.root))
         return manifest.select(*data.train), manifest.select(*data.test)
-    config = as_long_as(base.audio.clip_seconds, data.scenes_profile)
+    config = profile_of_length(base.audio.clip_seconds, data.scenes_profile)
     root = shared.scenes(data.scenes_profile, config.clip_seconds, data.scenes_train, data.scenes_test)
     for split, count, versions in (("train", data.scenes_train, backgrounds), ("test", data.scenes_test, 1)):
         marks = [shared.scenes_done(root, split, version) for version in range(1, versions + 1)]

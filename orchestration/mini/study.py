@@ -22,9 +22,9 @@ from sepscene.models.settings import Cnn14Config
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.mini.data import describe_data, prepare_stores
 from sepscene.orchestration.mini.trial import TrialRecord, run_trial
-from sepscene.orchestration.presets import OF_COINCIDENCE, OWN, shipped_ladder
+from sepscene.orchestration.presets import COINCIDENCE_FIELDS, ROW_FIELDS, shipped_ladder
 from sepscene.orchestration.records.environment import command_line, environment
-from sepscene.orchestration.records.files import claimed, read_typed, write_whole
+from sepscene.orchestration.records.files import claimed, read_typed, write_text_atomically
 from sepscene.orchestration.records.results import Metric, ReproducedRun, ReproductionResults
 from sepscene.orchestration.records.sweep_folder import StudyFolder
 from sepscene.orchestration.reports.paper_tables import TWINS
@@ -128,7 +128,7 @@ def _left_out(records: list[TrialRecord]) -> dict[str, str]:
 def _check_same_study(rows: list[Experiment], folder: Path) -> None:
     """Check that a study is continued with the settings that it was started with.
 
-    Rows of one study can differ only in `presets.OWN` and `presets.OF_COINCIDENCE`.
+    Rows of one study can differ only in `presets.OWN` and `presets.COINCIDENCE_FIELDS`.
 
     Raises:
         SepsceneError: when other settings differ; names the parts of the configuration.
@@ -143,14 +143,14 @@ def _check_same_study(rows: list[Experiment], folder: Path) -> None:
             "settings, or another --id"
         )
     if shared != before:
-        write_whole(path, json.dumps({**before, **shared}, indent=1))
+        write_text_atomically(path, json.dumps({**before, **shared}, indent=1))
 
 
 def _shared_settings(rows: list[Experiment]) -> dict[str, Any]:
     """The settings that all rows of a study share, and those of coincidence prediction if any row has it."""
     tree = rows[0].model_dump(mode="json")
     parts = ("audio", "data", "front_end", "training", "evaluation", "views", "encoder", "objective")
-    row_fields = {*OWN, *OF_COINCIDENCE}
+    row_fields = {*ROW_FIELDS, *COINCIDENCE_FIELDS}
     shared: dict[str, Any] = {
         part: {key: value for key, value in tree[part].items() if f"{part}.{key}" not in row_fields} for part in parts
     }
@@ -163,7 +163,7 @@ def _shared_settings(rows: list[Experiment]) -> dict[str, Any]:
     shared["objective"] |= rows[0].objective.short_forms
     with_coincidence = [row for row in rows if row.objective.alpha]
     if with_coincidence:
-        fields = [field for field in OF_COINCIDENCE if ".terms." not in field]
+        fields = [field for field in COINCIDENCE_FIELDS if ".terms." not in field]
         shared["coincidence"] = {field: with_coincidence[0].value_of(field) for field in fields}
     return shared
 
@@ -199,7 +199,7 @@ def _differences(base: Experiment, runs: list[TrialRecord]) -> tuple[str, ...]:
     return (
         f"{clips} clips of {base.data.format} instead of about {PAPER_CLIPS:,} of AudioSet",
         f"global batch {base.training.global_batch} and {steps or '?'} steps; the paper's are not stated",
-        f"{base.encoder.described} instead of {Cnn14Config().described}, on {base.front_end.mel_bands} bands every "
+        f"{base.encoder.description} instead of {Cnn14Config().description}, on {base.front_end.mel_bands} bands every "
         f"{1000 * base.front_end.hop_samples // base.front_end.sample_rate} ms",
         "the small separators that come with the package, with an STFT basis"
         if base.separator.checkpoints == shipped_ladder()

@@ -99,7 +99,7 @@ class ViewCrops:
                 else:
                     view_B2PF[n, view] = self.channels[view][processor][0][clip, channel, part]
         first, second = torch.from_numpy(view_B2PF).unbind(1)
-        return self.front_end.level_patches(first), self.front_end.level_patches(second), draws
+        return self.front_end.normalise_patches(first), self.front_end.normalise_patches(second), draws
 
 
 class MiniTrainer(Pretrainer):
@@ -127,7 +127,7 @@ class MiniTrainer(Pretrainer):
         for name in (*self.objective.terms, "gradient_norm"):
             self.losses[name].append(metrics[name])
 
-    def logmels(self, batch: Batch) -> tuple[Tensor, ...]:
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """The augmented log-mel patches (B, P, F) of both views, from the store."""
         first, second, draws = self.crops(batch["row"])
         views: tuple[Tensor, ...] = self.views.augment("log-mel", torch.stack((first, second), dim=1), draws).unbind(1)
@@ -151,6 +151,6 @@ def embed(trainer: MiniTrainer, store: LogMelStore) -> np.ndarray:
         for first in range(0, len(logmel_NLF), EMBED_CLIPS):
             clip_BLF = torch.from_numpy(logmel_NLF[first : first + EMBED_CLIPS].astype(np.float32))
             patch_BKPF = torch.stack([clip_BLF[:, start : start + patch] for start in starts], dim=1)
-            patch_XPF = trainer.crops.front_end.level_patches(patch_BKPF.flatten(0, 1))
+            patch_XPF = trainer.crops.front_end.normalise_patches(patch_BKPF.flatten(0, 1))
             h.append(trunk(patch_XPF).unflatten(0, patch_BKPF.shape[:2]).mean(dim=1).numpy())
     return np.concatenate(h)

@@ -17,7 +17,7 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.mini.data import LogMelStore
 from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops, check_supported, embed
 from sepscene.orchestration.records.environment import commit
-from sepscene.orchestration.records.files import write_whole
+from sepscene.orchestration.records.files import write_text_atomically
 from sepscene.orchestration.records.results import LedgerResult
 from sepscene.tasks.datasets.readers import Manifest
 from sepscene.tasks.evaluation.labels import targets_of_probes
@@ -55,7 +55,7 @@ class TrialRecord(Config):
 
     def save(self, path: Path) -> None:
         """Write it atomically."""
-        write_whole(path, self.model_dump_json() + "\n")
+        write_text_atomically(path, self.model_dump_json() + "\n")
 
 
 def run_trial(

@@ -29,7 +29,7 @@ def summary_of(experiment: Experiment) -> str:
     views = experiment.views
     name = f"{experiment.name}, scale {experiment.scale}, seed {experiment.seed}"
     separated = f" of {'∨'.join(views.combination)}" if views.separates else ""
-    return f"{name}: {views.pair} views{separated}, {experiment.objective.described}."
+    return f"{name}: {views.pair} views{separated}, {experiment.objective.description}."
 
 
 def parameters_of(experiment: Experiment) -> dict[str, Any]:

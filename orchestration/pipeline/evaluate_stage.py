@@ -9,7 +9,7 @@ import ray
 from rich.table import Table
 
 from sepscene.augment.audio import ClipError
-from sepscene.augment.synthetic.shared_events import shared_events_in_words
+from sepscene.augment.synthetic.shared_events import describe_shared_events
 from sepscene.augment.synthetic.sources import read_sources
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import update_card
@@ -164,7 +164,7 @@ def collect_results(
         bottleneck=bottleneck(balance, experiment) if balance else "",
         environment=environment(),
         data={
-            "data set": experiment.data.described,
+            "data set": experiment.data.description,
             "training clips": str(len(train.clips)),
             "test clips": "the same, by cross-validation" if experiment.data.by_folds else str(len(test.clips)),
             "hours": f"{clips * experiment.audio.clip_seconds / 3600:.2f}",
@@ -193,7 +193,7 @@ def _shared_events(experiment: Experiment, test: Manifest) -> dict[str, str]:
         scenes = [read_sources(uri) for uri in uris]
     except ClipError:
         return {}
-    share = shared_events_in_words(scenes, experiment.views, experiment.audio.sample_rate) if scenes else ""
+    share = describe_shared_events(scenes, experiment.views, experiment.audio.sample_rate) if scenes else ""
     return {"pairs that share an event": share} if share else {}
 
 
@@ -244,7 +244,7 @@ def _stream_stages(name: str, seconds: float, rows: int, balance: Mapping[str, f
     ]
 
 
-def summarise(run: Run) -> None:
+def print_summary(run: Run) -> None:
     """Print the results, where they are, and what to do next."""
     try:
         results = RunResults.load(run.folder)

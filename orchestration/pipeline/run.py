@@ -22,13 +22,13 @@ from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import save_encoder
-from sepscene.models.separators.custom import kept_checkpoints
+from sepscene.models.separators.custom import checkpoint_folders
 from sepscene.orchestration.config import Experiment, load_experiment
 from sepscene.orchestration.pipeline.description import parameters_of, summary_of, tags_of
 from sepscene.orchestration.records.audit_log import audit_hash
-from sepscene.orchestration.records.checkpoints import newest_sound, read_checkpoint, read_ledger, read_steps
+from sepscene.orchestration.records.checkpoints import newest_intact, read_checkpoint, read_ledger, read_steps
 from sepscene.orchestration.records.environment import environment
-from sepscene.orchestration.records.files import read_typed_or, write_whole
+from sepscene.orchestration.records.files import read_typed_or, write_text_atomically
 from sepscene.orchestration.records.metrics_log import append_metrics
 from sepscene.orchestration.records.mlflow_mirror import STOPPED, Tracker, closing, following
 from sepscene.orchestration.records.results import read_metrics
@@ -38,14 +38,14 @@ from sepscene.orchestration.records.system_metrics import sampled
 from sepscene.orchestration.reports.progress import BAR_COLUMNS, LOG_COLUMNS, Terms, progress
 from sepscene.orchestration.runtime.precision import slow_precisions, with_precisions
 from sepscene.orchestration.training.builders import encoder_of
-from sepscene.orchestration.training.prefill import Filled, fill, prefill_key
+from sepscene.orchestration.training.prefill import PrefillResult, fill, prefill_key
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.orchestration.training.separator_training import STAGE as SEPARATOR
 from sepscene.orchestration.training.separator_training import separator_steps, train_separator
 from sepscene.orchestration.training.stream import schedule_of
 from sepscene.orchestration.training.throughput import balance_line, balance_of, bottleneck, waiting_share
 from sepscene.orchestration.training.validation import choose_probe
-from sepscene.tasks.datasets.audit import first_look
+from sepscene.tasks.datasets.audit import quick_check
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
 
 logger = logging.getLogger("sepscene")
@@ -56,7 +56,7 @@ BALANCE_EVERY = 10
 
 
 @contextmanager
-def continuable(console: Console, again: str) -> Iterator[None]:
+def with_resume_hint(console: Console, again: str) -> Iterator[None]:
     """If the block fails or is stopped, print the command that continues it."""
     try:
         yield
@@ -129,7 +129,7 @@ class Run:
         run = cls(folder, experiment, tracker, console)
         run.family = (tags or {}).get("sweep_id", experiment.name)
         if not files.started.exists():
-            write_whole(files.started, datetime.now(UTC).isoformat(timespec="seconds"))
+            write_text_atomically(files.started, datetime.now(UTC).isoformat(timespec="seconds"))
         place = f"All files of this run are in `{folder}`; its report is among the artifacts."
         about = {
             **{f"env.{key}": value for key, value in environment().items()},
@@ -214,7 +214,7 @@ class Run:
 
     def _done(self, stage: str, counts: str) -> float:
         """Progress of an earlier command in a training stage; 0 for a new stage or one without checkpoints."""
-        newest = newest_sound(self.files.stage(stage).path)
+        newest = newest_intact(self.files.stage(stage).path)
         if newest is None:
             return 0.0
         return max((float(record[counts]) for record in read_steps(newest) if counts in record), default=0.0)
@@ -227,7 +227,7 @@ class Run:
         """Add to the wall time of a stage in RUN/stages.json, which sums the commands of a continued stage."""
         timings = read_typed_or(self.files.timings, dict[str, float], {})
         timings[name] = timings.get(name, 0.0) + seconds
-        write_whole(self.files.timings, json.dumps(timings, indent=2))
+        write_text_atomically(self.files.timings, json.dumps(timings, indent=2))
 
     @cached_property
     def manifests(self) -> tuple[Manifest, Manifest]:
@@ -249,17 +249,17 @@ class Run:
             for name, part in named_parts(train, test).items()
             if part.unlabelled
         ]
-        for line in (*manifest.remarks(), *unlabelled, *first_look(train, self.experiment.audio)):
+        for line in (*manifest.remarks(), *unlabelled, *quick_check(train, self.experiment.audio)):
             self.console.print(f"note          {line}", soft_wrap=True, markup=False, highlight=False)
         return train, test
 
     def _generate_scenes(self) -> None:
         # Imported here because scipy.signal takes a second, and most runs do not generate scenes.
-        from sepscene.augment.synthetic.scenes import as_long_as, write_scenes
+        from sepscene.augment.synthetic.scenes import profile_of_length, write_scenes
 
         data = self.experiment.data
         folder = self.files.scenes
-        config = as_long_as(self.experiment.audio.clip_seconds, data.scenes_profile)
+        config = profile_of_length(self.experiment.audio.clip_seconds, data.scenes_profile)
         splits = {"train": data.scenes_train, "test": data.scenes_test}
         if all((folder / f"{split}.csv").exists() for split in splits):  # each is written last
             return
@@ -278,7 +278,7 @@ class Run:
         """The processors of the configuration, or the ladder, which this trains."""
         experiment = self.experiment
         if experiment.separator.checkpoints:
-            return kept_checkpoints(experiment.separator.checkpoints, self.files.ladder)
+            return checkpoint_folders(experiment.separator.checkpoints, self.files.ladder)
         if not experiment.views.separates and not experiment.evaluation.baselines:
             return {}
         self.record_inputs({}, training=train)
@@ -295,7 +295,9 @@ class Run:
         store = self.experiment.store
         return None if store.mode == "off" else SeparatedStore(self.store_uri(), store.settings)
 
-    def prefill(self, train: Manifest, ladder: dict[str, str], processors: tuple[str, ...] | None = None) -> Filled:
+    def prefill(
+        self, train: Manifest, ladder: dict[str, str], processors: tuple[str, ...] | None = None
+    ) -> PrefillResult:
         """Separate every clip with every processor into the store.
 
         A prefill that any run has completed before is skipped. Clips that cannot be used are reported; training will
@@ -313,14 +315,14 @@ class Run:
         store = SeparatedStore(self.store_uri(), experiment.store.settings)
         key = prefill_key(experiment, train, ladder)
         if store.folder.is_filled(key):
-            return Filled(total, 0, 0, {})
+            return PrefillResult(total, 0, 0, {})
         with self.stage("prefill", "separate into the store", total):
             filled = fill(experiment, train, ladder, store, self.advance)
             record = {f"store/{name}": float(count) for name, count in filled.counts.items()}
             record |= {"unusable": float(filled.unusable), "missing": float(filled.missing)}
             append_metrics(self.files.stage("prefill"), [{"step": 1, "rows": total} | record])
         if not filled.missing:
-            store.folder.note_filled(key)
+            store.folder.mark_filled(key)
         else:
             logger.warning(
                 "%d of %d separated clips are still missing in %s, so training must separate them itself, which is "
@@ -353,7 +355,7 @@ class Run:
                 "data": f"{experiment.data.format}, {len(train.clips)} clips, manifest {train.digest()[:12]}",
                 "separator": "TDCN++ by MixIT" if experiment.views.separates else "none",
                 "combination": list(experiment.views.combination) if experiment.views.separates else [],
-                "losses": experiment.objective.described,
+                "losses": experiment.objective.description,
                 "steps": state.step,
                 "start": experiment.training.start_encoder or "random weights",
                 "seed": experiment.seed,
@@ -362,7 +364,7 @@ class Run:
             save_encoder(encoder_of(experiment, state), bundle, card)
         self._report_balance(stage, experiment)
         if pair is None:
-            write_whole(self.files.ledger, read_ledger(newest).to_json())
+            write_text_atomically(self.files.ledger, read_ledger(newest).to_json())
             self.tracker.log_artifact("", self.files.ledger)
         return bundle
 

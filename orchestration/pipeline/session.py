@@ -40,9 +40,11 @@ def prepared_session(
     if experiment.views.background == "exchanged":
         raise SepsceneError("views.background=exchanged works with `reproduce --scale mini` only: set it to kept")
     if experiment.data.is_generated:
-        from sepscene.augment.synthetic.scenes import as_long_as  # here, because importing scipy.signal takes a second
+        from sepscene.augment.synthetic.scenes import (
+            profile_of_length,  # here, because importing scipy.signal takes a second
+        )
 
-        as_long_as(experiment.audio.clip_seconds, experiment.data.scenes_profile)
+        profile_of_length(experiment.audio.clip_seconds, experiment.data.scenes_profile)
     scores = ChannelScores.of(experiment.views)
     sources = {experiment.separator.network.sources}
     for name, place in experiment.separator.checkpoints.items():

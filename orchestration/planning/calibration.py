@@ -24,7 +24,7 @@ from sepscene.augment.store.separated_store import SeparatedStore, StoreKey
 from sepscene.augment.synthetic.scenes import write_scenes
 from sepscene.augment.views import levels_db, patch_samples
 from sepscene.models.config import SepsceneError
-from sepscene.models.separators.custom import kept_checkpoints
+from sepscene.models.separators.custom import checkpoint_folders
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.orchestration.config import Experiment
@@ -100,7 +100,7 @@ def _settings(experiment: Experiment, processor: Processor, folder: Path) -> Ser
     place = processor.place or str(folder / name)
     if processor.network is not None:
         save_separator(TDCNpp(processor.network), folder / name, {"step": 0})
-    checkpoints = kept_checkpoints({name: place}, folder)
+    checkpoints = checkpoint_folders({name: place}, folder)
     pair = experiment.views.pair if experiment.views.separates else "mix-chan"
     single = {"views.pair": pair, "views.combination": (name,), "views.weights": None, "views.curriculum": ()}
     return service_settings(experiment, checkpoints).changed(single)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from sepscene.orchestration.records.files import read_typed_or, write_whole
+from sepscene.orchestration.records.files import read_typed_or, write_text_atomically
 from sepscene.orchestration.records.mlflow_mirror import Tracker
 from sepscene.orchestration.records.run_folder import LEVELS_BELOW_STORAGE, audits_of
 from sepscene.tasks.datasets.audit import Audit
@@ -29,7 +29,7 @@ def _audit_of(storage: Path, manifest_digest: str) -> Path:
     return audits_of(storage) / f"audit-{manifest_digest[:12]}"
 
 
-def keep_audit(found: Audit, manifest: Manifest, format: str, root: str, storage: Path, tracking_uri: str) -> Path:
+def save_audit(found: Audit, manifest: Manifest, format: str, root: str, storage: Path, tracking_uri: str) -> Path:
     """Write an audit into its folder (audit.json, audit.txt) and log it as an MLflow run; a later audit replaces it.
 
     Args:
@@ -40,8 +40,8 @@ def keep_audit(found: Audit, manifest: Manifest, format: str, root: str, storage
         tracking_uri: the address of MLflow.
     """
     folder = _audit_of(storage.resolve(), found.manifest_digest)
-    write_whole(folder / FINDINGS, json.dumps({"digest": found.digest, **asdict(found)}, indent=2) + "\n")
-    write_whole(folder / TEXT, found.text() + "\n")
+    write_text_atomically(folder / FINDINGS, json.dumps({"digest": found.digest, **asdict(found)}, indent=2) + "\n")
+    write_text_atomically(folder / TEXT, found.text() + "\n")
     tracker = Tracker(tracking_uri, "sepscene", folder)
     tags = {"stage": "audit", "data": f"{format} {root}", "data_hash": found.manifest_digest}
     tracker.start("", tags | {"audit_hash": found.digest, "mlflow.source.name": "sepscene"}, {"format": format})

@@ -30,10 +30,10 @@ from pydantic import BaseModel, Field
 
 from sepscene.models.config import SepsceneError, first_line
 from sepscene.models.files import replace_folder
-from sepscene.orchestration.records.files import read_text, read_typed, write_whole
+from sepscene.orchestration.records.files import read_text, read_typed, write_text_atomically
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import StageFolder
-from sepscene.orchestration.renamed import OLD_STEPS
+from sepscene.orchestration.renamed import OLD_METRICS_FILE
 
 logger = logging.getLogger("sepscene")
 
@@ -81,10 +81,10 @@ def write_checkpoint(folder: Path, state: TrainingState) -> None:
     """Fill `folder` with a checkpoint; its manifest is written last."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(state.tensors, folder / STATE)
-    write_whole(folder / LEDGER, state.ledger.to_json())
-    write_whole(folder / STEPS, json.dumps(state.metrics))
+    write_text_atomically(folder / LEDGER, state.ledger.to_json())
+    write_text_atomically(folder / STEPS, json.dumps(state.metrics))
     files = {name: _sha256(folder / name) for name in FILES}
-    write_whole(folder / MANIFEST, json.dumps({"step": state.step, "sha256": files}, indent=2))
+    write_text_atomically(folder / MANIFEST, json.dumps({"step": state.step, "sha256": files}, indent=2))
 
 
 def is_intact(folder: Path) -> bool:
@@ -96,17 +96,17 @@ def is_intact(folder: Path) -> bool:
         return False
 
 
-def newest_sound(root: Path) -> Path | None:
+def newest_intact(root: Path) -> Path | None:
     """The newest undamaged checkpoint under `root`; logs a warning for each damaged one that it skips.
 
     Raises:
         SepsceneError: if the newest one was written by an earlier version.
     """
     for folder in checkpoints_of(root)[::-1]:
-        if (folder / OLD_STEPS).exists():
+        if (folder / OLD_METRICS_FILE).exists():
             raise SepsceneError(
-                f"{folder} was written by an earlier version of Sepscene ({OLD_STEPS} is called {STEPS} now): finish "
-                "the run with that version, or start it again with another --id"
+                f"{folder} was written by an earlier version of Sepscene ({OLD_METRICS_FILE} was renamed to {STEPS}): "
+                "finish the run with that version, or start it again with another --id"
             )
         if is_intact(folder):
             return folder
@@ -145,7 +145,7 @@ def steps_up_to(chosen: Path) -> list[dict[str, float]]:
 
 
 def read_checkpoint(folder: Path) -> TrainingState:
-    """Read a checkpoint that `newest_sound` has verified. Only tensors and plain values are unpickled."""
+    """Read a checkpoint that `newest_intact` has verified. Only tensors and plain values are unpickled."""
     step = read_typed(folder / MANIFEST, Manifest).step
     tensors = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     return TrainingState(step, read_ledger(folder), tensors, read_steps(folder))
@@ -156,8 +156,8 @@ def choose_resume_point(folder: StageFolder) -> Path | None:
 
     Called where the stream is built; `resume_point` reads the choice on every worker.
     """
-    chosen = newest_sound(folder.path)
-    write_whole(folder.resume, chosen.name if chosen else "")
+    chosen = newest_intact(folder.path)
+    write_text_atomically(folder.resume, chosen.name if chosen else "")
     return chosen
 
 
@@ -212,12 +212,12 @@ class CheckpointWriter:
             self._thread = None
         return self.failure
 
-    def save(self, state: TrainingState, patience_seconds: float) -> str:
-        """Write and wait; retry failed writes for up to `patience_seconds`. Returns why the last one failed, or ""."""
-        deadline = time.monotonic() + patience_seconds
+    def save(self, state: TrainingState, timeout_seconds: float) -> str:
+        """Write and wait; retry failed writes for up to `timeout_seconds`. Returns why the last one failed, or ""."""
+        deadline = time.monotonic() + timeout_seconds
         self.start(state)
         while self.wait() and time.monotonic() < deadline:
-            time.sleep(min(2.0, patience_seconds))
+            time.sleep(min(2.0, timeout_seconds))
             self.start(replace(state, metrics=[]))  # its metrics are in `unsaved` by now
         return self.failure
 

@@ -23,11 +23,11 @@ logger = logging.getLogger("sepscene")
 
 T = TypeVar("T")
 
-MOST_BYTES = 512 * 2**20
+MAX_BYTES = 512 * 2**20
 """Larger files of a run are not read. The ledger and the results of millions of clips are smaller."""
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_text_atomically(path: Path, text: str) -> None:
     """Write a text file atomically; its folder is created if it is missing.
 
     Bytes that are not UTF-8 (of a file name that an error quotes) are escaped, e.g. `\\udce9`.
@@ -75,7 +75,7 @@ def read_last_lines(path: Path, size: int) -> bytes:
 
 
 @contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
+def exclusive_lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on a file while the block runs; other processes of this machine wait for it."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -99,7 +99,7 @@ def claimed(path: Path) -> Iterator[bool]:
         path.unlink(missing_ok=True)
 
 
-def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     """The content of a file of a run.
 
     Raises:

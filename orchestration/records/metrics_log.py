@@ -11,7 +11,7 @@ from typing import Any
 
 import ray.train
 
-from sepscene.orchestration.records.files import append_lines, read_typed_or, write_whole
+from sepscene.orchestration.records.files import append_lines, read_typed_or, write_text_atomically
 from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.records.run_folder import StageFolder
 
@@ -31,7 +31,7 @@ class MetricsFile(ray.train.UserCallback):
         self._append(metrics[0].get("steps", []))
         if metrics[0].get("fatal"):
             try:
-                write_whole(self.folder.fatal, metrics[0]["fatal"])
+                write_text_atomically(self.folder.fatal, metrics[0]["fatal"])
             except OSError:
                 raise RuntimeError(metrics[0]["fatal"]) from None  # ends the stage as well, with this text
 

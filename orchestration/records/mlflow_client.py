@@ -21,7 +21,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Met
 from mlflow.exceptions import MlflowException
 
 from sepscene.models.config import SepsceneError, first_line
-from sepscene.orchestration.records.files import one_at_a_time
+from sepscene.orchestration.records.files import exclusive_lock
 from sepscene.orchestration.records.mlflow_address import SQLITE, artifact_folder, check_local_store, sqlite_path
 from sepscene.orchestration.records.mlflow_names import metric_name
 
@@ -64,7 +64,7 @@ class MlflowStore:
         if not self.uri.startswith(SQLITE):
             return mlflow.MlflowClient(tracking_uri=self.uri)
         path = sqlite_path(self.uri)
-        with one_at_a_time(path.with_suffix(".lock")):
+        with exclusive_lock(path.with_suffix(".lock")):
             check_local_store(self.uri)
             client = mlflow.MlflowClient(tracking_uri=self.uri)
             client.search_experiments(max_results=1)

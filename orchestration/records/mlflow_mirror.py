@@ -22,10 +22,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, ValidationError
 
 from sepscene.models.config import Config, SepsceneError, first_line
-from sepscene.orchestration.records.files import append_lines, parse_records, read_lines, read_typed_or, write_whole
+from sepscene.orchestration.records.files import (
+    append_lines,
+    parse_records,
+    read_lines,
+    read_typed_or,
+    write_text_atomically,
+)
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
-from sepscene.orchestration.repeating import again_and_again
+from sepscene.orchestration.repeating import repeat_in_background
 
 if TYPE_CHECKING:
     # It imports MLflow, which takes seconds: a run imports it in parallel to its first stage.
@@ -302,7 +308,7 @@ class Tracker:
         with self._lock:
             self.state = self.state.changed(changes)
             try:
-                write_whole(path, self.state.model_dump_json())
+                write_text_atomically(path, self.state.model_dump_json())
             except OSError as error:
                 logger.warning("%s cannot be written (%s)", path, error)
 
@@ -362,7 +368,7 @@ def following(run_dir: Path, tracker: Tracker, show: Callable[[dict[str, Any]], 
         tracker.send()
 
     try:
-        with again_and_again(drain, POLL_SECONDS, "follow-metrics"):
+        with repeat_in_background(drain, POLL_SECONDS, "follow-metrics"):
             yield
     finally:
         drain()

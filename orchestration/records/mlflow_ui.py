@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from sepscene.models.config import SepsceneError
-from sepscene.orchestration.records.files import write_whole
+from sepscene.orchestration.records.files import write_text_atomically
 from sepscene.orchestration.records.mlflow_address import (
     SQLITE,
     artifact_folder,
@@ -112,7 +112,7 @@ class Ui:
         self.private.cleanup()
 
 
-def start_ui(uri: str, port: int, patience_seconds: float = 120.0) -> Ui:
+def start_ui(uri: str, port: int, timeout_seconds: float = 120.0) -> Ui:
     """Start the MLflow UI of a store and wait until it responds. The caller ends it with `Ui.stop`.
 
     Args:
@@ -134,7 +134,7 @@ def start_ui(uri: str, port: int, patience_seconds: float = 120.0) -> Ui:
             start_new_session=True,
         )
         server = Ui(process, port, password, private)
-        deadline = time.monotonic() + patience_seconds
+        deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline and process.poll() is None:
             if _responds(port):
                 return server
@@ -148,7 +148,7 @@ def start_ui(uri: str, port: int, patience_seconds: float = 120.0) -> Ui:
 def _environment(private: Path, password: str) -> dict[str, str]:
     """The server's environment: a user with a password, without the credentials for other MLflow servers."""
     settings = private / "auth.ini"
-    write_whole(
+    write_text_atomically(
         settings,
         "[mlflow]\ndefault_permission = NO_PERMISSIONS\nauth_cache_ttl_seconds = 3600\n"
         f"database_uri = {SQLITE}{private / 'users.db'}\n",

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from sepscene.augment.locations import leaves_root
 from sepscene.models.config import Config, SepsceneError
-from sepscene.orchestration.records.files import Record, parse_records, read_bytes, read_typed, write_whole
+from sepscene.orchestration.records.files import Record, parse_records, read_bytes, read_typed, write_text_atomically
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
@@ -143,7 +143,7 @@ class _ResultsFile(Config):
     def save(self, folder: Path) -> Path:
         """Write the file atomically, as it can be read at any time; returns its path."""
         path = folder / self.file
-        write_whole(path, self.model_dump_json(indent=2) + "\n")
+        write_text_atomically(path, self.model_dump_json(indent=2) + "\n")
         return path
 
     @classmethod

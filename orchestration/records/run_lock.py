@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.files import read_typed
 from sepscene.orchestration.records.run_folder import RunFolder
-from sepscene.orchestration.repeating import again_and_again
+from sepscene.orchestration.repeating import repeat_in_background
 
 logger = logging.getLogger("sepscene")
 
@@ -85,7 +85,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
             logger.warning("%s cannot be written (%s)", folder.lock, error)
 
     try:
-        with again_and_again(beat, BEAT_SECONDS, "hold-lock"):
+        with repeat_in_background(beat, BEAT_SECONDS, "hold-lock"):
             yield
         beat()
     finally:

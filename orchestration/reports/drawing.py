@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from sepscene.orchestration.records.files import write_whole
+from sepscene.orchestration.records.files import write_text_atomically
 from sepscene.orchestration.terminal import printable
 
 INK = "#010203"
@@ -75,7 +75,7 @@ class Picture:
         text = re.sub(r"var\((--\w+)\)", lambda found: palette[found[1]], str(self.svg))
         back = f"background: {palette['--paper']}; font-family: sans-serif; --width:"
         path = folder / f"{self.name}.svg"
-        write_whole(path, text.replace("--width:", back, 1))
+        write_text_atomically(path, text.replace("--width:", back, 1))
         return path
 
 

@@ -28,7 +28,7 @@ from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.reports.render import number, render
 from sepscene.tasks.losses.mixit import si_sdr, si_sdr_improvement
 
-MOST_SECONDS = 5.0
+MAX_SECONDS = 5.0
 PEAK = 0.9
 SILENT_DB = -60.0
 PICTURE_RANGE_DB = 70.0
@@ -113,7 +113,7 @@ def write_listening_page(
     queries: Iterable[Query] = (),
     has_report: bool = False,
 ) -> Path:
-    """Write RUN/listen.html and its sounds in RUN/listen; a long sound is cut to its loudest `MOST_SECONDS`.
+    """Write RUN/listen.html and its sounds in RUN/listen; a long sound is cut to its loudest `MAX_SECONDS`.
 
     Args:
         scenes: held-out clips, separated by every processor of `ladder`.
@@ -131,7 +131,7 @@ def write_listening_page(
         title=run_dir.name,
         scenes=[builder.scene(scene, ladder) for scene in scenes],
         queries=[builder.query(query) for query in queries],
-        seconds=f"{MOST_SECONDS:g}",
+        seconds=f"{MAX_SECONDS:g}",
         has_report=has_report,
     )
 
@@ -143,7 +143,7 @@ class _BlockBuilder:
         self.sample_rate = sample_rate
         self.sounds = sounds
         self.written = 0
-        self.samples = round(MOST_SECONDS * sample_rate)
+        self.samples = round(MAX_SECONDS * sample_rate)
 
     def scene(self, scene: Scene, ladder: Sequence[ProcessorResult]) -> Block:
         part = self.loudest(scene.mixture_T)

@@ -28,7 +28,7 @@ from sepscene.orchestration.reports.drawing import (
 )
 from sepscene.orchestration.reports.paper_tables import Table
 
-MOST_POINTS = 2000
+MAX_POINTS = 2000
 
 Curve = tuple[Sequence[float], Sequence[float]]
 
@@ -122,9 +122,9 @@ def class_gains(classes: Sequence[str], columns: Mapping[str, Sequence[float]]) 
 def scatter(name: str, title: str, points: Sequence[tuple[float, float, str]]) -> Picture:
     """Points in two dimensions by label. The ten most frequent labels have a colour and a marker; all others are grey.
 
-    At most `MOST_POINTS` are drawn, evenly chosen from the list.
+    At most `MAX_POINTS` are drawn, evenly chosen from the list.
     """
-    drawn = list(points)[:: -(-len(points) // MOST_POINTS)]
+    drawn = list(points)[:: -(-len(points) // MAX_POINTS)]
     counts = Counter(label for *_, label in drawn)
     shown = sorted(sorted(counts, key=lambda label: (-counts[label], label))[: len(SERIES)])
     drawing, axes = canvas(3.7, 3.7 + 0.18 * -(-(len(shown) + 1) // 2))

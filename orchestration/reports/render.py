@@ -14,7 +14,7 @@ from markupsafe import Markup
 from rich import filesize
 
 from sepscene.orchestration.formatting import duration
-from sepscene.orchestration.records.files import write_whole
+from sepscene.orchestration.records.files import write_text_atomically
 from sepscene.orchestration.records.results import Metric
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
@@ -50,7 +50,7 @@ def render(template: str, path: Path, script: str | None = None, **values: Any) 
     else:
         text = _MARKDOWN.get_template(template).render(**values)
         text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-    write_whole(path, text)
+    write_text_atomically(path, text)
     return path
 
 

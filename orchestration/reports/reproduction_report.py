@@ -10,7 +10,7 @@ from sepscene.orchestration.reports import plots
 from sepscene.orchestration.reports.paper_tables import Table, compared_tables
 from sepscene.orchestration.reports.render import render_report, report_of
 from sepscene.tasks.evaluation.shortcuts import Shortcuts
-from sepscene.tasks.evaluation.statistics import p_in_words, t_interval
+from sepscene.tasks.evaluation.statistics import format_p, t_interval
 from sepscene.tasks.paper.beyond import BeyondResult, beyond_results
 from sepscene.tasks.paper.claims import TWINS, ClaimResult, decide_claims
 from sepscene.tasks.paper.verdicts import LEVEL, MARGIN, signed
@@ -115,7 +115,7 @@ def _gain(result: BeyondResult) -> str:
     p = result.test.p
     if found.low is None or found.high is None or p is None:
         return f"{signed(found.value)}, {'one seed' if found.count == 1 else 'two seeds with the same gain'}"
-    return f"{signed(found.value)} [{signed(found.low)}, {signed(found.high)}], {p_in_words(p)}"
+    return f"{signed(found.value)} [{signed(found.low)}, {signed(found.high)}], {format_p(p)}"
 
 
 def shortcut_lines(by_row: dict[str, list[ReproducedRun]]) -> list[tuple[str, dict[str, float]]]:

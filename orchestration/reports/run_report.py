@@ -21,10 +21,10 @@ from sepscene.orchestration.reports.reproduction_report import shortcut_sentence
 from sepscene.orchestration.reports.sweep_report import write_sweep_report
 
 HEADLINE_METRICS = ("shallow_map", "linear_map", "knn_map", "qbe_map")
-MOST_CLASSES_DRAWN = 30
+MAX_CLASSES_SHOWN = 30
 CURVES_SHOWN = 6
 """Learning curves that are visible without unfolding the others."""
-MOST_CURVES = 30
+MAX_CURVES = 30
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _values(results: RunResults, files: RunFolder) -> dict[str, Any]:
         "shortcut": shortcut_sentence([line for line in diagnostics if line[0] != "untrained"]),
         "tables": compared_tables(run_rows(results)),
         "classes": classes,
-        "drawn_classes": min(len(classes), MOST_CLASSES_DRAWN),
+        "drawn_classes": min(len(classes), MAX_CLASSES_SHOWN),
         "curves": learning_curves(records),
         "curves_shown": CURVES_SHOWN,
         "events": reported_events(records),
@@ -203,7 +203,7 @@ def learning_curves(records: Sequence[dict[str, float | str]]) -> list[plots.Pic
         curves = {label: sorted(curve.items()) for label, curve in panel.items() if len(curve) > 1}
         series = {label: ([x for x, _ in curve], [y for _, y in curve]) for label, curve in curves.items()}
         changes = len({y for _, values in series.values() for y in values}) > 1
-        if changes and len(drawn) < MOST_CURVES:
+        if changes and len(drawn) < MAX_CURVES:
             title = f"{stage}: {quantity.replace('_', ' ')}"
             drawn.append(plots.curves(f"curve{len(drawn)}", title, "step", series))
     return drawn
@@ -247,11 +247,11 @@ def _pictures(
 
 
 def _largest_changes(rows: Sequence[ClassRow]) -> list[ClassRow]:
-    """At most `MOST_CLASSES_DRAWN` classes on which the encoders differ most, sorted by the first encoder's AP."""
+    """At most `MAX_CLASSES_SHOWN` classes on which the encoders differ most, sorted by the first encoder's AP."""
 
     def spread(row: ClassRow) -> float:
         values = [value for value in row.precision.values() if value is not None]
         return max(values) - min(values)
 
-    chosen = sorted(rows, key=spread, reverse=True)[:MOST_CLASSES_DRAWN]
+    chosen = sorted(rows, key=spread, reverse=True)[:MAX_CLASSES_SHOWN]
     return sorted(chosen, key=lambda row: next(iter(row.precision.values())) or 0.0, reverse=True)

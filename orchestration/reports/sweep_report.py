@@ -122,7 +122,7 @@ def sweep_answer(sweep: SweepResults, groups: Sequence[Group]) -> str:
     if not groups:
         return f"No trial has a metric yet ({done or 'no trials'})."
     best, *others = groups
-    setting = setting_in_words(best.settings)
+    setting = describe_setting(best.settings)
     metric = f"{metric_name(sweep.metric)} {with_interval(best.metric)}"
     answer = f"{setting[0].upper()}{setting[1:]} is best: {metric} ({done})."
     if not others:
@@ -134,7 +134,7 @@ def sweep_answer(sweep: SweepResults, groups: Sequence[Group]) -> str:
     return answer + " Its interval is above those of all other settings."
 
 
-def setting_in_words(settings: dict[str, Setting]) -> str:
+def describe_setting(settings: dict[str, Setting]) -> str:
     """Such as "combination S2∨N, τ 0.2"."""
     parts = [f"{field_name(field)} {format_setting(value)}" for field, value in settings.items()]
     return ", ".join(parts) or "The only setting"

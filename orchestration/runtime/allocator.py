@@ -11,6 +11,6 @@ system, and allocating it again page by page takes a tenth of the time of a trai
 that of an embedding. One arena, because Ray trains in a thread, whose arena would be limited to 64 MiB."""
 
 
-def kept_memory() -> dict[str, str]:
+def allocator_variables() -> dict[str, str]:
     """The environment variable with these settings; the driver's own GLIBC_TUNABLES has precedence."""
     return {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", MALLOC)}

@@ -28,7 +28,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.environment import COMMIT_VARIABLE, commit
-from sepscene.orchestration.records.files import write_whole
+from sepscene.orchestration.records.files import write_text_atomically
 from sepscene.orchestration.source import copy_custom_code, copy_source
 
 STOP_WAIT_SECONDS = 120
@@ -197,7 +197,7 @@ def staged(submission: Submission) -> Iterator[Path]:
         copy_source(folder)
         copy_custom_code(folder, submission.code)
         for file, text in submission.files.items():
-            write_whole(folder / file, text)
+            write_text_atomically(folder / file, text)
         yield folder
 
 

@@ -38,7 +38,7 @@ class RunProcess:
     address: str = field(default="", compare=False)
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """Name, process id and machine."""
         return f"{self.name} (process {self.pid}{f' on {self.address}' if self.address else ''})"
 

@@ -92,14 +92,14 @@ class Watchdog:
                 if process not in self.killed:  # on a cluster, a killed process can still be found for some time
                     self.killed.add(process)
                     self._report(
-                        f"{process.described} was stopped for {seconds:.0f} s: it is killed, and Ray starts another"
+                        f"{process.description} was stopped for {seconds:.0f} s: it is killed, and Ray starts another"
                     )
                 self.processes.kill(process)
             elif process not in self.reported and (seconds >= REPORT_SECONDS or not cheap):
                 self.reported.add(process)
                 state = f"has been stopped for {seconds:.0f} s" if cheap else f"is stopped, no step for {waited:.0f} s"
                 self._report(
-                    f"{process.described} {state}; continue it with `kill -CONT {process.pid}`, otherwise it is "
+                    f"{process.description} {state}; continue it with `kill -CONT {process.pid}`, otherwise it is "
                     f"restarted after {RESTART_SECONDS:.0f} s"
                 )
 

@@ -24,7 +24,7 @@ from ray.tune.search.sample import Domain
 from sepscene.models.config import Config, SepsceneError
 from sepscene.orchestration.config import Experiment, explain
 from sepscene.orchestration.presets import resolve
-from sepscene.orchestration.records.files import write_whole
+from sepscene.orchestration.records.files import write_text_atomically
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.runtime.concurrency import gpus_of
 from sepscene.orchestration.sweeps.search_space import SHORT_NAMES, Space, checked_space, parse_values
@@ -132,7 +132,7 @@ class SweepConfig(Config):
         path = SweepFolder(folder).configuration
         if path.exists() and load_sweep(path).identity() != self.identity():
             raise SepsceneError(f"{folder} contains another sweep: choose another --id, or give the same arguments")
-        write_whole(path, as_yaml(self))
+        write_text_atomically(path, as_yaml(self))
 
     def identity(self) -> str:
         """A text that is equal for the same sweep: all fields, in their order, except the budget and the seeds."""

@@ -128,8 +128,8 @@ def _differences(experiment: Experiment, finished: list[RunResults]) -> tuple[st
     clips = finished[0].data["training clips"] if finished else "?"
     batch = experiment.training.global_batch
     steps = -(-finished[0].ledger.rows // batch) if finished and finished[0].ledger else "?"
-    network = experiment.encoder.described
-    paper = Cnn14Config().described
+    network = experiment.encoder.description
+    paper = Cnn14Config().description
     return (
         f"{clips} clips of {experiment.data.format} instead of about {PAPER_CLIPS:,} of AudioSet",
         f"global batch {batch} and {steps} steps; the paper's are not stated",

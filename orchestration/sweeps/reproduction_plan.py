@@ -5,7 +5,7 @@ from typing import Any
 from sepscene.models.config import SepsceneError
 from sepscene.models.spelling import unknown
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.presets import EXPERIMENTS, OF_COINCIDENCE, OWN, resolve
+from sepscene.orchestration.presets import COINCIDENCE_FIELDS, EXPERIMENTS, ROW_FIELDS, resolve
 from sepscene.tasks.paper.beyond import BEYOND
 from sepscene.tasks.paper.claims import PAPER_TABLES, TWINS
 
@@ -23,7 +23,7 @@ def planned_rows(tables: list[str], rows: list[str] | None) -> list[str]:
         SepsceneError: when a table or row is unknown.
     """
     rows_of = {table: [row.name for row in known] for table, known in PAPER_TABLES.items()}
-    rows_of["beyond"] = [*dict.fromkeys(row.beside for row in BEYOND), *(row.name for row in BEYOND)]
+    rows_of["beyond"] = [*dict.fromkeys(row.reference for row in BEYOND), *(row.name for row in BEYOND)]
     for table in tables:
         if table not in rows_of:
             raise SepsceneError(unknown(table, rows_of, "table"))
@@ -42,7 +42,7 @@ def row_experiments(rows: list[str], scale: str, changes: dict[str, Any]) -> lis
         SepsceneError: when a change would redefine rows, or the configuration refuses it.
     """
     for field, value in changes.items():
-        affected = [one for one in OWN if f"{one}.".startswith(f"{field}.") or field.startswith(f"{one}.")]
+        affected = [one for one in ROW_FIELDS if f"{one}.".startswith(f"{field}.") or field.startswith(f"{one}.")]
         if affected:
             raise SepsceneError(
                 f"--set {field}: the tables' rows differ in {', '.join(affected)}, so it cannot be set for all rows: "
@@ -57,5 +57,5 @@ def row_experiments(rows: list[str], scale: str, changes: dict[str, Any]) -> lis
 
 def _changed(row: Experiment, changes: dict[str, Any]) -> Experiment:
     if row.objective.alpha == 0:
-        changes = {field: value for field, value in changes.items() if field not in OF_COINCIDENCE}
+        changes = {field: value for field, value in changes.items() if field not in COINCIDENCE_FIELDS}
     return row.changed(changes)

@@ -22,9 +22,9 @@ from rich.live import Live
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment, Resources
 from sepscene.orchestration.pipeline.evaluate_stage import score_ladder
-from sepscene.orchestration.pipeline.run import Run, continuable
+from sepscene.orchestration.pipeline.run import Run, with_resume_hint
 from sepscene.orchestration.records.environment import command_line
-from sepscene.orchestration.records.files import write_whole
+from sepscene.orchestration.records.files import write_text_atomically
 from sepscene.orchestration.records.mlflow_mirror import Tracker, closing
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
@@ -55,7 +55,7 @@ def parent_run(
     children = {"sweep_id": folder.name}
     if run := tracker.run_id():  # None while MLflow cannot be reached: then sweep_id is the only connection
         children["mlflow.parentRunId"] = run
-    with closing(tracker), continuable(console, _continue_command(folder.name)):
+    with closing(tracker), with_resume_hint(console, _continue_command(folder.name)):
         yield tracker, children
 
 
@@ -215,7 +215,7 @@ class TrialEndCallback(ray.tune.Callback):
 
     def _note(self, folder: RunFolder, file: Path, reason: str) -> None:
         if folder.path.exists() and not folder.is_over and not folder.failure.exists():
-            write_whole(file, reason)
+            write_text_atomically(file, reason)
 
 
 def _name(trial: Any) -> str:

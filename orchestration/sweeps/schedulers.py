@@ -46,7 +46,7 @@ class Tuning:
     stopper: ray.tune.Stopper | None = None
 
 
-class SpentBudget(ray.tune.Stopper):
+class BudgetStopper(ray.tune.Stopper):
     """Stops the whole sweep when its wall time or its GPU-hours are spent.
 
     The GPU-hours are computed from the folders of the trials and include those of earlier commands.
@@ -89,7 +89,7 @@ def tuning_of(config: SweepConfig, space: Space, base: Experiment, folder: Path,
     Raises:
         SepsceneError: when the sweep uses Optuna and it is not installed.
     """
-    stopper = SpentBudget(config, folder, begun)
+    stopper = BudgetStopper(config, folder, begun)
     scheduler: TrialScheduler | None = None
     if config.scheduler == "asha":
         scheduler = ASHAScheduler(

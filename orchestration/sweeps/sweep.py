@@ -61,7 +61,7 @@ def sweep(
                 scheduler=describe_tuning(config),
                 trials=tuple(_result(outcome, folder) for outcome in found),
                 environment=environment(),
-                data={"data set": base.data.described},
+                data={"data set": base.data.description},
             )
             results.save(folder)
             write_sweep_report(folder)

@@ -24,11 +24,11 @@ import ray.tune
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run
 from sepscene.orchestration.pipeline.run import Run
-from sepscene.orchestration.records.files import read_typed_or, write_whole
+from sepscene.orchestration.records.files import read_typed_or, write_text_atomically
 from sepscene.orchestration.records.results import RunResults, Setting, read_metrics
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
-from sepscene.orchestration.repeating import again_and_again
+from sepscene.orchestration.repeating import repeat_in_background
 from sepscene.orchestration.runtime.concurrency import gpus_of
 from sepscene.orchestration.runtime.ray_compat import configure_data
 from sepscene.orchestration.terminal import Terminal
@@ -90,7 +90,7 @@ def run_trial(
         with _record_held_time(run_dir), _report_validations(run_dir) as reported:
             results = work(run_dir, experiment, tracking_uri, tags)
     except BaseException as error:
-        write_whole(files.failure, f"{type(error).__name__}: {error}")
+        write_text_atomically(files.failure, f"{type(error).__name__}: {error}")
         raise
     files.finished.touch()
     ray.tune.report({**_metrics(results), **reported})
@@ -114,7 +114,7 @@ def _joined(value: Setting) -> str:
 
 
 def _note(run_dir: Path, facts: dict[str, Any]) -> None:
-    write_whole(RunFolder(run_dir).trial, json.dumps({**_facts(run_dir), **facts}))
+    write_text_atomically(RunFolder(run_dir).trial, json.dumps({**_facts(run_dir), **facts}))
 
 
 def _facts(run_dir: Path) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _record_held_time(run_dir: Path) -> Iterator[None]:
     mark.parent.mkdir(exist_ok=True)
     mark.touch()
     try:
-        with again_and_again(mark.touch, POLL_SECONDS, "held-time"):
+        with repeat_in_background(mark.touch, POLL_SECONDS, "held-time"):
             yield
     finally:
         mark.touch()
@@ -173,6 +173,6 @@ def _report_validations(run_dir: Path) -> Iterator[dict[str, Any]]:
                 last[PERCENT] = done_percent
                 ray.tune.report(dict(last))
 
-    with again_and_again(report, POLL_SECONDS, "validations"):
+    with repeat_in_background(report, POLL_SECONDS, "validations"):
         yield last
     report()

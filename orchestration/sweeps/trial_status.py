@@ -14,7 +14,7 @@ from sepscene.orchestration.records.files import parse_records, read_last_lines,
 from sepscene.orchestration.records.results import RunResults, TrialFacts
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.sweep_folder import SweepFolder
-from sepscene.orchestration.reports.sweep_report import setting_in_words
+from sepscene.orchestration.reports.sweep_report import describe_setting
 from sepscene.orchestration.sweeps.trial import METRIC, is_held
 from sepscene.orchestration.sweeps.trial_plan import Trial
 
@@ -102,7 +102,7 @@ def trial_table(trials: list[Trial], folder: Path, pace: Pace) -> Table:
         rows, loss, validation = _progress(run_dir)
         metric = outcome.results.encoders[0].metrics["shallow_map"].value if outcome.results else math.nan
         shown = "" if math.isnan(metric) else f"{metric:.3f}"
-        setting = escape(setting_in_words(outcome.trial.settings))
+        setting = escape(describe_setting(outcome.trial.settings))
         table.add_row(escape(outcome.trial.name), setting, _state(outcome, run_dir), rows, loss, validation, shown)
     return table
 

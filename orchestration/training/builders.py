@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from sepscene.augment.augmentations.augmentation import build_augmentation, try_augmentation
+from sepscene.augment.augmentations.augmentation import build_augmentation, check_augmentation
 from sepscene.augment.augmentations.settings import CustomAugmentation
 from sepscene.augment.views import patch_samples
 from sepscene.models.config import SepsceneError
-from sepscene.models.custom import tried
+from sepscene.models.custom import reporting_errors
 from sepscene.models.encoders.encoder import Encoder, EncoderConfig, load_encoder, read_encoder_config
 from sepscene.models.encoders.network import build_network, check_network, network_class, settings_of, with_defaults
 from sepscene.orchestration.config import Experiment
@@ -74,7 +74,7 @@ def check_augmentations(experiment: Experiment) -> None:
         build_augmentation(name, chosen)
         if isinstance(chosen, CustomAugmentation):
             logmel = front_end.frames(samples), front_end.mel_bands
-            try_augmentation(name, chosen, (samples,) if needs.sound == "waveform" else logmel)
+            check_augmentation(name, chosen, (samples,) if needs.sound == "waveform" else logmel)
 
 
 def _try_terms(experiment: Experiment) -> None:
@@ -86,7 +86,7 @@ def _try_terms(experiment: Experiment) -> None:
     pair = torch.randn(2, 2, settings_of(experiment.encoder).embedding_dim)
     for name, term in _fresh_terms(experiment).items():
         full_name = f"objective.terms.{name} ({experiment.objective.used_terms[name].use})"
-        with tried(full_name, "two pairs"):
+        with reporting_errors(full_name, "two pairs"):
             loss = JointObjective(torch.nn.Identity(), {name: term}).loss(*pair).parts[name]
         if not loss.isfinite():
             raise SepsceneError(f"{full_name} gives {loss} for two pairs; a loss must be finite")

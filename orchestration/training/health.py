@@ -14,7 +14,7 @@ import torch
 from sepscene.augment.draws import FILLER
 from sepscene.models.config import first_line
 from sepscene.models.encoders.heads import CoincidenceHead
-from sepscene.orchestration.records.files import write_whole
+from sepscene.orchestration.records.files import write_text_atomically
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.training.hooks import Batch, Hook, Step
@@ -93,7 +93,7 @@ class BadSteps(Hook):
         """Report this step if it was skipped."""
         if step.metrics["bad"] and rank() == 0:
             rows = self.bad_rows[-1]
-            write_whole(self.folder.bad_rows, json.dumps(self.bad_rows))  # for `sepscene replay`
+            write_text_atomically(self.folder.bad_rows, json.dumps(self.bad_rows))  # for `sepscene replay`
             step.events.append(f"step {step.number} is skipped: {len(rows)} rows, the first is row {rows[0]}")
         if len(self.bad_rows) > self.most:
             rows = self.bad_rows[-1]
@@ -141,7 +141,7 @@ def fatal_when_out_of_memory(folder: StageFolder, advice: str) -> Iterator[None]
         yield
     except RuntimeError as error:
         if message := out_of_memory(error, advice):
-            write_whole(folder.fatal, message)
+            write_text_atomically(folder.fatal, message)
         raise
 
 

@@ -30,17 +30,17 @@ _RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Filled:
+class PrefillResult:
     """The result of a prefill.
 
     Attributes:
-        wanted: expected separated clips: clips times processors.
+        expected: separated clips that there should be: clips times processors.
         unusable: those of clips that cannot be used; training will put these in quarantine.
         missing: those that are not in the store although their clip can be used.
         counts: rows by `throughput.STORE_COUNTS`; empty if an earlier prefill was complete.
     """
 
-    wanted: int
+    expected: int
     unusable: int
     missing: int
     counts: Mapping[str, int]
@@ -48,7 +48,7 @@ class Filled:
     @property
     def present(self) -> int:
         """Separated clips that are in the store."""
-        return self.wanted - self.unusable - self.missing
+        return self.expected - self.unusable - self.missing
 
 
 class _WantedEntries:
@@ -100,7 +100,7 @@ def fill(
     ladder: Mapping[str, str],
     store: SeparatedStore,
     advance: Callable[[int], None],
-) -> Filled:
+) -> PrefillResult:
     """Separate every clip with every processor of the combination into the store; lost entries are tried once more.
 
     Args:
@@ -121,7 +121,7 @@ def fill(
             advance(min(done, total))
         missing_N = wanted.missing()
         if not len(missing_N) or part is not train:
-            return Filled(total, int(wanted.unusable_N.sum()), len(missing_N), counts)
+            return PrefillResult(total, int(wanted.unusable_N.sum()), len(missing_N), counts)
         logger.warning("%d of %d separated clips are not in the store; they are separated again", len(missing_N), total)
         clip_N = np.unique(missing_N // wanted.processors)
         part = replace(train, clips=train.clips.take(clip_N))

@@ -23,7 +23,7 @@ from sepscene.orchestration.training.hooks import Batch, Worker, consume_rows, u
 from sepscene.orchestration.training.optimizer import adamw, learning_rate
 from sepscene.tasks.distributed.batchnorm import synchronise_batchnorm
 from sepscene.tasks.distributed.gather import world_size
-from sepscene.tasks.losses.gradcache import accumulate, cut
+from sepscene.tasks.losses.gradcache import accumulate, split_into_chunks
 from sepscene.tasks.losses.joint import JointLoss, JointObjective
 
 
@@ -125,14 +125,14 @@ class Pretrainer(Worker):
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.result = None
-        metrics = self._optimise(self.logmels(batch)) if usable else {"pairs": 0.0, "bad": 0.0}
+        metrics = self._optimise(self.inputs(batch)) if usable else {"pairs": 0.0, "bad": 0.0}
         rows = consume_rows(self.ledger, batch, self.device, usable)
         if metrics["bad"]:
             self.bad_rows.append(rows)
         self.step += 1
         return {"step": self.step, "learning_rate": rate, "rows": self.ledger.consumed, **metrics}
 
-    def logmels(self, batch: Batch) -> tuple[Tensor, ...]:
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """The encoder's inputs, such as log-mel patches (B, L, F), for both views of the usable rows."""
         usable_B = usable_rows(batch)
         usable = {name: column[usable_B] for name, column in batch.items()}
@@ -163,7 +163,7 @@ class Pretrainer(Worker):
         dtype = torch.bfloat16 if training_precision(self.experiment) == "bfloat16" else None
         weights = self.experiment.objective.weights_at(self.step)
         if self.model is None:
-            chunks = cut(logmels, self.experiment.training.microbatch or self.local_rows, self.local_rows)
+            chunks = split_into_chunks(logmels, self.experiment.training.microbatch or self.local_rows, self.local_rows)
             return accumulate(self.objective, chunks, weights=weights, dtype=dtype)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             result: JointLoss = self.model(*logmels, weights=weights)

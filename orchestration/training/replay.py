@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sepscene.augment.separation.reader import ViewMaker
 from sepscene.models.config import SepsceneError
-from sepscene.models.separators.custom import kept_checkpoints
+from sepscene.models.separators.custom import checkpoint_folders
 from sepscene.orchestration.config import Experiment, load_experiment
-from sepscene.orchestration.records.checkpoints import newest_sound, read_checkpoint
+from sepscene.orchestration.records.checkpoints import newest_intact, read_checkpoint
 from sepscene.orchestration.records.files import read_typed
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import RunFolder, StageFolder, pretraining_stage
@@ -66,9 +66,9 @@ def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replay
         raise SepsceneError(f"the schedule has the rows 0 to {untouched.rows - 1}, not {max(rows)}")
     draws = draws_of(experiment, train, untouched)
     given = experiment.separator.checkpoints
-    checkpoints = kept_checkpoints(given, files.ladder) if given else read_ladder(run_dir)
+    checkpoints = checkpoint_folders(given, files.ladder) if given else read_ladder(run_dir)
     make = ViewMaker(service_settings(experiment, checkpoints))
-    newest = newest_sound(_stage_of(run_dir, experiment).path)
+    newest = newest_intact(_stage_of(run_dir, experiment).path)
     objective = build_objective(experiment).eval()
     views = Views(experiment)
     if newest is not None:

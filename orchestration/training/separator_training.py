@@ -25,7 +25,7 @@ from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import resume_point
-from sepscene.orchestration.records.files import read_typed, write_whole
+from sepscene.orchestration.records.files import read_typed, write_text_atomically
 from sepscene.orchestration.records.run_folder import RunFolder, StageFolder
 from sepscene.orchestration.training.health import Quarantine, fatal_when_out_of_memory
 from sepscene.orchestration.training.hooks import Batch, Hook, Step, Worker, consume_rows, run_steps, usable_rows
@@ -73,7 +73,7 @@ def add_to_ladder(run_dir: Path, name: str, step: int, separator: TDCNpp, metada
     else:
         fresh.rename(final)
     index = {key: Path(folder).name for key, folder in read_ladder(run_dir).items()} | {name: final.name}
-    write_whole(files.ladder_index, json.dumps(index, indent=2))
+    write_text_atomically(files.ladder_index, json.dumps(index, indent=2))
 
 
 class SeparatorTrainer(Worker):

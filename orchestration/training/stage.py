@@ -21,12 +21,12 @@ from ray.util.placement_group import PlacementGroup, get_current_placement_group
 from sepscene.models.config import SepsceneError
 from sepscene.models.trust import trust_variables
 from sepscene.orchestration.config import Resources
-from sepscene.orchestration.records.checkpoints import choose_resume_point, newest_sound, read_ledger, steps_up_to
-from sepscene.orchestration.records.files import read_text, write_whole
+from sepscene.orchestration.records.checkpoints import choose_resume_point, newest_intact, read_ledger, steps_up_to
+from sepscene.orchestration.records.files import read_text, write_text_atomically
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.metrics_log import MetricsFile, append_metrics, collect_validations, recover_metrics
 from sepscene.orchestration.records.run_folder import StageFolder
-from sepscene.orchestration.runtime.allocator import kept_memory
+from sepscene.orchestration.runtime.allocator import allocator_variables
 from sepscene.orchestration.runtime.ray_compat import configure_data, trainer_class
 from sepscene.orchestration.runtime.run_processes import processes_of_run
 from sepscene.orchestration.runtime.signals import checkpoint_on_signal
@@ -102,7 +102,7 @@ class Stage:
         collect_validations(self.folder)
         if self.folder.fatal.exists():
             raise SepsceneError(read_text(self.folder.fatal))
-        last = newest_sound(self.folder.path)
+        last = newest_intact(self.folder.path)
         if last is None:
             raise SepsceneError(f"{self.folder.path} holds no valid checkpoint after training")
         return last
@@ -113,7 +113,7 @@ class Stage:
 
     def _finished(self) -> Path | None:
         """The last checkpoint, if an earlier command completed the schedule."""
-        last = newest_sound(self.folder.path)
+        last = newest_intact(self.folder.path)
         if last is None or read_ledger(last).remaining():
             return None
         recover_metrics(self.folder, steps_up_to(last))
@@ -185,7 +185,11 @@ class Stage:
         validate, each until it is validated, and the last one.
         """
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))  # Ray passes it to the controller
-        environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), **kept_memory(), **trust_variables()}
+        environment = {
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+            **allocator_variables(),
+            **trust_variables(),
+        }
         return trainer_class()(
             functools.partial(_run_worker, self.worker, self.folder.reserved),
             train_loop_config=self._settings,
@@ -239,7 +243,7 @@ def _run_worker(worker: Callable[[dict[str, Any]], None], reserved: Path, settin
     """Run the worker in a trainer, after rank 0 has written the ID of the placement group to the file `reserved`."""
     group = get_current_placement_group()
     if group is not None and ray.train.get_context().get_world_rank() == 0:
-        write_whole(reserved, group.id.hex())
+        write_text_atomically(reserved, group.id.hex())
     worker(settings)
 
 

@@ -38,7 +38,7 @@ ROWS_PER_TASK = 512
 """Rows that one Ray task draws, or one global batch if that is larger. The overhead of a task, 0.1 s of a core, exceeds
 the time for drawing 64 rows; a task can draw many, because rows are small before their sound is read."""
 
-LEAST_MEMORY = 128 * 2**20
+MIN_MEMORY = 128 * 2**20
 """Least object store memory of a stream, in bytes."""
 
 
@@ -223,7 +223,7 @@ def execution_options(experiment: Experiment) -> ExecutionOptions:
     views = views_bytes(experiment)
     row = experiment.audio.samples * PCM_BYTES if separates_live(experiment) else views
     in_progress = 4 * (resources.readers + resources.separation_actors) * training.service_rows * row
-    limit = max(LEAST_MEMORY, 2 * (in_progress + 8 * training.global_batch * views))
+    limit = max(MIN_MEMORY, 2 * (in_progress + 8 * training.global_batch * views))
     return ExecutionOptions(
         preserve_order=training.ordered,
         resource_limits=ray.data.ExecutionResources.for_limits(object_store_memory=limit),

@@ -40,7 +40,7 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import Encoder, load_encoder, save_encoder, update_card
 from sepscene.models.files import replace_folder
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.records.files import read_typed, write_whole
+from sepscene.orchestration.records.files import read_typed, write_text_atomically
 from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.training.hooks import Hook, Step
 from sepscene.tasks.datasets.readers import Manifest
@@ -183,7 +183,7 @@ def validate(
         record = {**metrics, "validation_seconds": round(time.perf_counter() - started, 3)}
     except Exception as error:
         record = {"event": f"the validation of step {step} failed: {type(error).__name__}: {error}"}
-    write_whole(folder.validations / f"step-{step:08d}.json", json.dumps({"step": step, **record}))
+    write_text_atomically(folder.validations / f"step-{step:08d}.json", json.dumps({"step": step, **record}))
     return metrics
 
 
@@ -235,5 +235,5 @@ def keep_best(best: Path, bundle: Path, step: int, value: float) -> None:
     fresh = best.with_name("best.partial")
     shutil.copytree(bundle, fresh)
     update_card(fresh, {"title": "the best step by validation", "metrics": {METRIC: {"value": value}}})
-    write_whole(fresh / VALIDATED, json.dumps({"step": step, METRIC: value}))
+    write_text_atomically(fresh / VALIDATED, json.dumps({"step": step, METRIC: value}))
     replace_folder(fresh, best)

@@ -1,6 +1,6 @@
 """Check the content of a data set before a run uses it.
 
-`audit` decodes and compares every recording; `first_look` takes seconds, and every run starts with it.
+`audit` decodes and compares every recording; `quick_check` takes seconds, and every run starts with it.
 """
 
 import hashlib
@@ -298,7 +298,7 @@ def _section(title: str, entries: Sequence[str]) -> list[str]:
     return [*lines, f"  and {len(entries) - _LISTED} more"] if len(entries) > _LISTED else lines
 
 
-def first_look(manifest: Manifest, audio: AudioFormat) -> list[str]:
+def quick_check(manifest: Manifest, audio: AudioFormat) -> list[str]:
     """Check some clips, and return notes for the user on those that are silent or short.
 
     Clips that cannot be read are skipped here; the run quarantines them.

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from sepscene.augment.arrow_files import audio_column, batches_of, schema_of
-from sepscene.augment.locations import MOST_ROWS
+from sepscene.augment.locations import MAX_ROWS
 from sepscene.models.files import parse_json
 from sepscene.tasks.datasets.labels import ManifestError
 from sepscene.tasks.datasets.manifest import Clip, Manifest, read_from
@@ -69,8 +69,8 @@ def _clips(root: Root, file: str, split: str) -> Iterator[Clip]:
         columns = [name for name in LABEL_COLUMNS if name in schema.names]
         rows: list[dict[str, Any]] = []
         for batch in batches_of(uri):
-            if len(rows) + len(batch) > MOST_ROWS:
-                raise ValueError(f"it has more than {MOST_ROWS} rows")
+            if len(rows) + len(batch) > MAX_ROWS:
+                raise ValueError(f"it has more than {MAX_ROWS} rows")
             rows += batch.select(columns).to_pylist() if columns else [{}] * len(batch)
     except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
         raise ManifestError(f"{uri}: cannot be read as Arrow ({error})") from error

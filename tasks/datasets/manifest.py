@@ -30,7 +30,7 @@ CLIP_COLUMNS = pa.schema(
 """Labels and splits are dictionary-encoded, which saves 21 of 114 bytes per clip of AudioSet."""
 
 
-MOST_SPLITS = 2**15 - 1
+MAX_SPLITS = 2**15 - 1
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def check_splits(splits: Iterable[str], source: str) -> None:
         ManifestError: there are too many different splits.
     """
     count = len(set(splits))
-    if count > MOST_SPLITS:
+    if count > MAX_SPLITS:
         raise ManifestError(f"{source}: has {count} different splits; `split` must be one of a few, e.g. train or test")
 
 

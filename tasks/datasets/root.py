@@ -17,13 +17,13 @@ import pyarrow.compute as pc
 import pyarrow.fs
 
 from sepscene.augment.locations import (
-    MOST_BYTES,
+    MAX_BYTES,
+    as_utf8,
     filesystem_of,
     is_utf8,
     leaves_root,
     local_path,
     split_member,
-    written_out,
 )
 from sepscene.models.files import parse_json
 from sepscene.tasks.datasets.labels import ManifestError
@@ -57,7 +57,7 @@ class Root:
         self._query = mark + query  # of a remote filesystem, e.g. ?region=eu-west-1
         self.location = bare.rstrip("/") if local is None else os.path.abspath(local)
         if not is_utf8(self.location):
-            raise ManifestError(f"{written_out(location)}: its path is not UTF-8 text: rename the folder")
+            raise ManifestError(f"{as_utf8(location)}: its path is not UTF-8 text: rename the folder")
         try:
             self.filesystem, self.path = filesystem_of(self.location + self._query)
             info = self.filesystem.get_file_info(self.path)
@@ -187,7 +187,7 @@ class Root:
                     if name.isascii() or is_utf8(name):
                         yield name
                     else:
-                        self.skipped.add(NOT_UTF8, written_out(name))
+                        self.skipped.add(NOT_UTF8, as_utf8(name))
 
     def members(self, suffix: str) -> tuple["Root", list[str]]:
         """The root and its files with a suffix; if the root is a file, its folder and this file."""
@@ -211,9 +211,9 @@ class Root:
         self.used.add(relative)
         try:
             with self.filesystem.open_input_stream(f"{self.path}/{relative}") as stream:
-                data = stream.read(MOST_BYTES + 1)
-            if len(data) > MOST_BYTES:
-                raise ManifestError(f"{name}: has more than {MOST_BYTES} bytes; split it, or write it as Parquet")
+                data = stream.read(MAX_BYTES + 1)
+            if len(data) > MAX_BYTES:
+                raise ManifestError(f"{name}: has more than {MAX_BYTES} bytes; split it, or write it as Parquet")
             return data.decode("utf-8-sig")
         except FileNotFoundError:
             raise ManifestError(f"{name}: no such file; is this the root of such a data set?") from None

@@ -9,7 +9,7 @@ import pyarrow.csv
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from sepscene.augment.locations import MOST_BYTES, MOST_ROWS
+from sepscene.augment.locations import MAX_BYTES, MAX_ROWS
 
 ROWS_AT_ONCE = 65_536
 """Rows of a table that are Python objects at the same time."""
@@ -47,12 +47,12 @@ def read_parquet_columns(path: str, filesystem: pyarrow.fs.FileSystem, columns: 
     size is known.
 
     Raises:
-        ValueError: more than `MOST_ROWS` rows or `MOST_BYTES` of text, or text that is not UTF-8.
+        ValueError: more than `MAX_ROWS` rows or `MAX_BYTES` of text, or text that is not UTF-8.
         OSError, pyarrow.ArrowException: not readable.
     """
     with pq.ParquetFile(path, filesystem=filesystem) as file:
-        if file.metadata.num_rows > MOST_ROWS:
-            raise ValueError(f"it has {file.metadata.num_rows} rows; at most {MOST_ROWS} can be read; split it")
+        if file.metadata.num_rows > MAX_ROWS:
+            raise ValueError(f"it has {file.metadata.num_rows} rows; at most {MAX_ROWS} can be read; split it")
         leaves = [file.schema.column(n) for n in range(len(file.schema))]
         texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
     with pq.ParquetFile(path, filesystem=filesystem, read_dictionary=texts) as file:
@@ -60,8 +60,8 @@ def read_parquet_columns(path: str, filesystem: pyarrow.fs.FileSystem, columns: 
         size = 0
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
             size += sum(_bytes_of(column) for column in batch.columns)
-            if size > MOST_BYTES:
-                raise ValueError(f"its values have more than {MOST_BYTES} bytes; split it")
+            if size > MAX_BYTES:
+                raise ValueError(f"its values have more than {MAX_BYTES} bytes; split it")
             batches.append(pa.record_batch([_plain(column) for column in batch.columns], names=batch.schema.names))
         names = file.schema_arrow.names if columns is None else columns
     table = pa.Table.from_batches(batches) if batches else pa.table({name: [] for name in names})

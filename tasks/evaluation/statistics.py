@@ -146,7 +146,7 @@ def paired_t(values_a: Sequence[float], values_b: Sequence[float]) -> PairedTest
     return PairedTest(interval, float(stats.ttest_rel(values_b, values_a).pvalue), null)
 
 
-def p_in_words(p: float) -> str:
+def format_p(p: float) -> str:
     """`p = 0.012`; `p < 0.001` if three digits would show zero."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 

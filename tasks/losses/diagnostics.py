@@ -16,9 +16,9 @@ from sepscene.tasks.losses.coincidence import split_first_layer
 from sepscene.tasks.losses.joint import JointLoss
 from sepscene.tasks.losses.nt_xent import unit_rows
 
-MOST_ROWS = 512  # at most this many rows are used
+MAX_ROWS = 512  # at most this many rows are used
 COLLAPSED = 0.05  # share of the attainable effective rank below which h counts as collapsed [ours]
-FEWEST_ROWS = 16  # the rank of fewer rows is meaningless
+MIN_ROWS = 16  # the rank of fewer rows is meaningless
 
 
 @torch.no_grad()
@@ -36,15 +36,15 @@ def diagnose(result: JointLoss, head: CoincidenceHead | None = None) -> dict[str
         Metrics that are undefined are omitted: most need at least two pairs.
     """
     metrics: dict[str, float] = {}
-    z_1, z_2 = (unit_rows(z[:MOST_ROWS]) for z in (result.z_1_NZ, result.z_2_NZ))
+    z_1, z_2 = (unit_rows(z[:MAX_ROWS]) for z in (result.z_1_NZ, result.z_2_NZ))
     if len(z_1) >= 2:
         metrics |= similarity_metrics(z_1, z_2)
-    h_BD = torch.cat([result.h_1_nD[:MOST_ROWS], result.h_2_nD[:MOST_ROWS]])
+    h_BD = torch.cat([result.h_1_nD[:MAX_ROWS], result.h_2_nD[:MAX_ROWS]])
     if len(h_BD) >= 2:
         metrics["effective_rank"] = effective_rank(h_BD)
         metrics["attainable_rank"] = float(min(h_BD.shape[1], len(h_BD) - 1))
     if head is not None and len(result.h_1_nD) >= 2:
-        metrics |= coincidence_metrics(head, result.h_1_nD[:MOST_ROWS], result.h_2_nD[:MOST_ROWS])
+        metrics |= coincidence_metrics(head, result.h_1_nD[:MAX_ROWS], result.h_2_nD[:MAX_ROWS])
     return metrics
 
 
@@ -96,7 +96,7 @@ def collapse_warning(metrics: dict[str, float]) -> str:
     """A warning for the user if the representation is collapsing; otherwise empty."""
     rank = metrics.get("effective_rank", 0.0)
     attainable = metrics.get("attainable_rank", 0.0)
-    if attainable + 1 < FEWEST_ROWS or rank >= max(1.5, COLLAPSED * attainable):
+    if attainable + 1 < MIN_ROWS or rank >= max(1.5, COLLAPSED * attainable):
         return ""
     return (
         f"the representation is collapsing: h has an effective rank of {rank:.1f}, out of {attainable:.0f}. "

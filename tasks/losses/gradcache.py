@@ -25,7 +25,7 @@ from sepscene.tasks.distributed.gather import world_size
 from sepscene.tasks.losses.joint import JointLoss, JointObjective
 
 
-def cut(views_BLF: Sequence[Tensor], chunk_rows: int, most_rows: int) -> list[tuple[Tensor, ...]]:
+def split_into_chunks(views_BLF: Sequence[Tensor], chunk_rows: int, most_rows: int) -> list[tuple[Tensor, ...]]:
     """Split the views into chunks of `chunk_rows` rows: as many chunks as `most_rows` rows need; some can be empty.
 
     `most_rows` is the same on all workers, so all get the same number of chunks, even if they have fewer rows.

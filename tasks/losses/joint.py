@@ -109,11 +109,11 @@ class JointObjective(nn.Module):
         local = {}
         for name, term in self._terms.items():
             local[name] = [_at_least_float32(part) for part in term.project(h_1_nD, h_2_nD)]
-        everyone = _gathered(local, counts)
+        gathered = _gathered(local, counts)
         shares = {}
         with torch.autocast(h_1_nD.device.type, enabled=False):
             for name, term in self._terms.items():
-                shares[name] = term.share(h_1_nD, h_2_nD, local[name], everyone[name], start)
+                shares[name] = term.share(h_1_nD, h_2_nD, local[name], gathered[name], start)
         weighted = [(weights or {}).get(name, 1.0) * share for name, share in shares.items()]
         share = sum(weighted[1:], weighted[0])
         summed = sum_over_workers(torch.stack([share.detach(), *(each.detach() for each in shares.values())]))
@@ -123,7 +123,7 @@ class JointObjective(nn.Module):
                 parts["temperature"] = term.temperature.detach()
         parts["pairs"] = summed.new_tensor(float(sum(counts)))
         on_z = next((name for name, term in self._terms.items() if term.reads_z), None)
-        z_NZ = everyone[on_z] if on_z is not None else (h_1_nD[:0], h_2_nD[:0])
+        z_NZ = gathered[on_z] if on_z is not None else (h_1_nD[:0], h_2_nD[:0])
         return JointLoss(world_size() * share, parts, *(x.detach() for x in (h_1_nD, h_2_nD, *z_NZ)))
 
 
@@ -136,5 +136,5 @@ def _gathered(local: dict[str, list[Tensor]], counts: list[int]) -> dict[str, li
     """The projections of all workers for each term, gathered in one collective call."""
     projections = [part for parts in local.values() for part in parts]
     widths = [part.shape[1] for part in projections]
-    everyone = iter(gather_rows(torch.cat(projections, 1), counts).split(widths, 1))
-    return {name: [next(everyone) for _ in parts] for name, parts in local.items()}
+    gathered = iter(gather_rows(torch.cat(projections, 1), counts).split(widths, 1))
+    return {name: [next(gathered) for _ in parts] for name, parts in local.items()}

@@ -28,7 +28,7 @@ class NtXentSettings(TermSettings):
     learn_temperature: bool = Field(False, description="learn tau, from 0.01 to 1, starting at `temperature`")
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """In words, for cards and reports."""
         return f"NT-Xent (tau {self.temperature:g}{', learned' if self.learn_temperature else ''})"
 
@@ -40,7 +40,7 @@ class TripletSettings(TermSettings):
     margin: float = Field(0.1, gt=0, description="squared distance on the unit sphere [open; ours]")
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """In words, for cards and reports."""
         return f"triplet ({self.margin:g})"
 
@@ -54,7 +54,7 @@ class VicregSettings(TermSettings):
     covariance: float = Field(1.0, ge=0, description="weight of the squared covariances")
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """In words, for cards and reports."""
         return f"VICReg ({self.invariance:g}, {self.variance:g}, {self.covariance:g})"
 
@@ -65,7 +65,7 @@ class CoincidenceSettings(TermSettings):
     use: Literal["coincidence"] = Field("coincidence", description="this term")
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """In words, for cards and reports."""
         return "coincidence"
 
@@ -81,7 +81,7 @@ class CustomTerm(CustomPart, TermSettings):
     use: str = Field(description="package.module:Class, a `tasks.losses.terms.Term`; from Python the class itself")
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """In words, for cards and reports."""
         return self.use
 

@@ -70,7 +70,7 @@ class Term(nn.Module):
         return h_1_nD, h_2_nD
 
     def share(
-        self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], everyone: Sequence[Tensor], start: int
+        self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], gathered: Sequence[Tensor], start: int
     ) -> Tensor:
         """This worker's share of the loss, a scalar: the shares of all workers sum to the loss.
 
@@ -80,7 +80,7 @@ class Term(nn.Module):
         Args:
             h_1_nD, h_2_nD: both views of the local pairs.
             local: what `project` returned for them.
-            everyone: the same from all workers, N rows.
+            gathered: the same from all workers, N rows.
             start: index of the first local pair among them.
         """
         raise NotImplementedError
@@ -120,10 +120,10 @@ class NtXent(SimilarityTerm):
         return self.log_temperature.clamp(log(low), log(high)).exp()
 
     def share(
-        self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], everyone: Sequence[Tensor], start: int
+        self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], gathered: Sequence[Tensor], start: int
     ) -> Tensor:
         """See `Term.share`."""
-        return nt_xent(local[0], local[1], everyone[0], everyone[1], start, self.temperature)
+        return nt_xent(local[0], local[1], gathered[0], gathered[1], start, self.temperature)
 
 
 class Triplet(SimilarityTerm):
@@ -132,10 +132,10 @@ class Triplet(SimilarityTerm):
     Config = TripletSettings
 
     def share(
-        self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], everyone: Sequence[Tensor], start: int
+        self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], gathered: Sequence[Tensor], start: int
     ) -> Tensor:
         """See `Term.share`."""
-        return triplet_loss(local[0], local[1], everyone[1], start, self.config.margin)
+        return triplet_loss(local[0], local[1], gathered[1], start, self.config.margin)
 
 
 class Vicreg(SimilarityTerm):
@@ -144,11 +144,11 @@ class Vicreg(SimilarityTerm):
     Config = VicregSettings
 
     def share(
-        self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], everyone: Sequence[Tensor], start: int
+        self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], gathered: Sequence[Tensor], start: int
     ) -> Tensor:
         """See `Term.share`."""
         weights = {name: getattr(self.config, name) for name in ("invariance", "variance", "covariance")}
-        return vicreg(local[0], local[1], everyone[0], everyone[1], **weights)
+        return vicreg(local[0], local[1], gathered[0], gathered[1], **weights)
 
 
 class Coincidence(Term):
@@ -165,10 +165,10 @@ class Coincidence(Term):
         return (h_2_nD,)
 
     def share(
-        self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], everyone: Sequence[Tensor], start: int
+        self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], gathered: Sequence[Tensor], start: int
     ) -> Tensor:
         """See `Term.share`."""
-        return coincidence_loss(self.head, h_1_nD, h_2_nD, everyone[0], start)
+        return coincidence_loss(self.head, h_1_nD, h_2_nD, gathered[0], start)
 
 
 def build_term(name: str, settings: TermSettings, sizes: HeadSizes) -> Term:

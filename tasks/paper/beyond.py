@@ -17,12 +17,12 @@ class BeyondRow:
     Attributes:
         name: of the experiment that computes it.
         label: for tables.
-        beside: the row that it is compared with.
+        reference: the row that it is compared with.
     """
 
     name: str
     label: str
-    beside: str
+    reference: str
 
 
 BEYOND: tuple[BeyondRow, ...] = (
@@ -54,7 +54,7 @@ def beyond_results(metrics: Metrics) -> tuple[BeyondResult, ...]:
     results = []
     for row in BEYOND:
         ours = metrics.get(row.name, {})
-        theirs = metrics.get(row.beside, {})
+        theirs = metrics.get(row.reference, {})
         seeds = sorted(ours.keys() & theirs.keys())
         test = paired_t([theirs[seed] for seed in seeds], [ours[seed] for seed in seeds]) if seeds else None
         if ours:

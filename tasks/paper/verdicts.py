@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from sepscene.tasks.evaluation.metrics import EvaluationError, Floats
-from sepscene.tasks.evaluation.statistics import ROUNDING, p_in_words
+from sepscene.tasks.evaluation.statistics import ROUNDING, format_p
 
 Verdict = Literal["supported", "contradicted", "equal", "undecided"]
 
@@ -65,7 +65,7 @@ class Contrasted:
         low, high = self.interval
         null = f" against −{self.margin:g}" if self.margin else ""
         p = self.p_above(-self.margin)
-        side = p_in_words(p) if p <= 0.5 else f"{p_in_words(1 - p)} for below"
+        side = format_p(p) if p <= 0.5 else f"{format_p(1 - p)} for below"
         return f"{signed(self.value)} [{signed(low)}, {signed(high)}], {side}{null}, {self.seeds} seeds"
 
     def power(self, difference: float) -> float | None:

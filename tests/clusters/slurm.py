@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sepscene.clusters.templates import Sizes, write_template
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.records.checkpoints import newest_sound, read_ledger
+from sepscene.orchestration.records.checkpoints import newest_intact, read_ledger
 from tests.faults.hosts import QUICK, consumed, plug_hosts, shell, small_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,7 +147,7 @@ def scenario(folder: Path) -> None:
     began = time.monotonic()
     wait_until(first, folder, 10 * rows, 300)
     stopped = time.monotonic() - began
-    saved = newest_sound(run / "checkpoints" / "pretrain-mix-chan")
+    saved = newest_intact(run / "checkpoints" / "pretrain-mix-chan")
     assert saved is not None
     before = rows - sum(end - start for start, end in read_ledger(saved).remaining())
     second = submit(folder)

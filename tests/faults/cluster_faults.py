@@ -18,7 +18,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from sepscene.orchestration.config import load_experiment
-from sepscene.orchestration.records.checkpoints import newest_sound
+from sepscene.orchestration.records.checkpoints import newest_intact
 from sepscene.orchestration.runtime.ray_compat import configure_data
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.tasks.datasets.readers import read_manifest
@@ -100,7 +100,7 @@ def trainers_drained(nodes: Nodes, folder: Path) -> Callable[[], bool]:
         terminated = time.time()
         node.terminate()
         checkpoints = folder / "run" / "checkpoints" / STAGE
-        while newest_sound(checkpoints) is None and time.time() < terminated + DRAIN_SECONDS:
+        while newest_intact(checkpoints) is None and time.time() < terminated + DRAIN_SECONDS:
             time.sleep(0.1)
         (folder / "checkpoint_seconds").write_text(str(time.time() - terminated))
         return True

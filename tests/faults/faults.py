@@ -19,7 +19,7 @@ import psutil
 from filelock import FileLock
 
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.records.checkpoints import newest_sound, read_ledger
+from sepscene.orchestration.records.checkpoints import newest_intact, read_ledger
 from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.tasks.datasets.readers import Manifest
@@ -192,7 +192,7 @@ def note(fault: str, outcome: str, run_dir: Path, times: Iterable[float] = ()) -
     Args:
         times: when the faults were injected, Unix time in seconds.
     """
-    newest = newest_sound(run_dir / "checkpoints" / STAGE)
+    newest = newest_intact(run_dir / "checkpoints" / STAGE)
     assert newest is not None
     ledger = read_ledger(newest)
     records = [record for record in read_metrics(run_dir) if record["stage"] == STAGE and "loss" in record]

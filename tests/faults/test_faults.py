@@ -14,7 +14,7 @@ from ray.util import placement_group_table
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.records.checkpoints import is_intact, newest_sound, read_checkpoint, read_ledger
+from sepscene.orchestration.records.checkpoints import is_intact, newest_intact, read_checkpoint, read_ledger
 from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.runtime import watchdog
 from sepscene.orchestration.runtime.ray_compat import configure_data
@@ -33,7 +33,7 @@ from tests.faults.faults import (
     undisturbed,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_of_our_own")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("local_ray")]
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_a_damaged_checkpoint_is_skipped(
     final = read_checkpoint(newest)
     damage(newest)
     assert not is_intact(newest)
-    before = newest_sound(newest.parent)
+    before = newest_intact(newest.parent)
     assert before is not None and before != newest
     again = run(short, train_clips, ladder, tmp_path)
     note(f"newest checkpoint: {damage.__name__}", "the previous one is used, with a warning", tmp_path)

@@ -24,7 +24,7 @@ from tests.faults.faults import (
     undisturbed,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_of_our_own")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("local_ray")]
 
 
 def test_a_disk_that_is_full_for_some_time_loses_no_row_and_changes_no_loss(

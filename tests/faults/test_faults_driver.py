@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.records.checkpoints import newest_sound, read_ledger
+from sepscene.orchestration.records.checkpoints import newest_intact, read_ledger
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.runtime.ray_compat import configure_data
 from sepscene.tasks.datasets.readers import Manifest
@@ -27,7 +27,7 @@ from tests.faults.faults import (
     undisturbed,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_of_our_own")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("local_ray")]
 
 
 LONG = pytest.mark.faults_long
@@ -67,7 +67,7 @@ def test_a_run_whose_driver_ends_continues_where_it_stopped(
     kills = [after(step, run_dir, kill(title)) for step, title in killed[:1]]
     for step, number in zip((20, 30), numbers, strict=False):
         end_by(number, step, command, run_dir, log)
-        newest = newest_sound(run_dir / "checkpoints" / STAGE)
+        newest = newest_intact(run_dir / "checkpoints" / STAGE)
         assert newest is not None and 0 < read_ledger(newest).consumed < read_ledger(newest).rows
         assert number == signal.SIGKILL or read_ledger(newest).consumed >= 16 * steps_done(run_dir)
         RunFolder(run_dir).stage(STAGE).ray_snapshot.write_text('{"ckpt')
@@ -101,7 +101,7 @@ def test_a_stage_in_the_drivers_own_process_handles_signals_and_continues(
     before = steps_done(run_dir)
     finish(start(command, log), log)
     assert before < 90 == steps_done(run_dir)
-    newest = newest_sound(run_dir / "checkpoints" / "pretrain-mix-mix")
+    newest = newest_intact(run_dir / "checkpoints" / "pretrain-mix-mix")
     assert newest is not None and read_ledger(newest).intervals == [(0, 60 * 24)]
     assert "Stack trace" not in log.read_text()
 

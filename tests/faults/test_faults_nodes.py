@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.records.checkpoints import newest_sound, read_checkpoint
+from sepscene.orchestration.records.checkpoints import newest_intact, read_checkpoint
 from sepscene.orchestration.runtime.ray_compat import configure_data
 from sepscene.tasks.datasets.readers import Manifest
 from tests.faults.cluster_faults import DRAIN_SECONDS
@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.faults_long,
     pytest.mark.timeout(600),
-    pytest.mark.usefixtures("ray_of_our_own"),
+    pytest.mark.usefixtures("local_ray"),
 ]
 
 
@@ -61,7 +61,7 @@ def test_the_trainers_node_is_drained(
     assert float((tmp_path / "checkpoint_seconds").read_text()) < DRAIN_SECONDS
     note("SIGTERM to the trainers' node", "checkpoint in the grace period; continues elsewhere", tmp_path / "run",
          [outcome["injected"]])  # fmt: skip
-    newest = newest_sound(tmp_path / "run" / "checkpoints" / STAGE)
+    newest = newest_intact(tmp_path / "run" / "checkpoints" / STAGE)
     assert newest is not None and read_checkpoint(newest).step == 240
     assert losses(tmp_path / "run") == undisturbed(experiment, train_clips, ladder)
 

@@ -15,7 +15,7 @@ from tests.custom_code import write_package
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(names, "_accepting", False)
+    monkeypatch.setattr(names, "_trust_all", False)
 
 
 def test_an_error_suggests_the_most_similar_name() -> None:
@@ -55,7 +55,7 @@ def test_trust_given_to_a_command_is_stored(tmp_path: Path, monkeypatch: pytest.
     """Trust for this process only, from Python or the environment, is not stored with it."""
     write_package(tmp_path, "keptlab", monkeypatch)
     trust_code("keptlab.nets:WaveNet")
-    names.accept_code()
+    names.trust_all_code()
     resolve("keptlab.nets:MelNet", ENCODERS, "encoder")
     assert CODE.file.read_text() == "keptlab.nets:MelNet\n" and CODE.file.stat().st_mode & 0o022 == 0
     assert CODE.entries() == {"keptlab.nets:MelNet", "keptlab.nets:WaveNet"}

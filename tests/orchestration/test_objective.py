@@ -73,7 +73,7 @@ def test_the_configuration_of_an_older_version_is_read() -> None:
     assert (
         found.weights_at(0) == {"similarity": 1.0, "coincidence": 0.5 / 3} and found.weights_at(2)["coincidence"] == 0.5
     )
-    assert found.described == "NT-Xent (tau 0.1) + 0.5 coincidence"
+    assert found.description == "NT-Xent (tau 0.1) + 0.5 coincidence"
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,10 @@ class Spread(Term):
         self.config = config
 
     def share(
-        self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], everyone: Sequence[Tensor], start: int
+        self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], gathered: Sequence[Tensor], start: int
     ) -> Tensor:
         """This worker's rows against all rows: the shares of all workers add up to the loss."""
         mine = normalize(torch.cat(list(local)).float(), dim=1)
-        all_rows = normalize(torch.cat(list(everyone)).float(), dim=1)
+        all_rows = normalize(torch.cat(list(gathered)).float(), dim=1)
         closeness = torch.exp(-self.config.sharpness * (2 - 2 * mine @ all_rows.T))
         return closeness.sum() / len(all_rows) ** 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from sepscene.augment.augmentations.augmentation import Augmentation, Augmenter, build_augmentation, try_augmentation
+from sepscene.augment.augmentations.augmentation import Augmentation, Augmenter, build_augmentation, check_augmentation
 from sepscene.augment.augmentations.settings import (
     AugmentationChoice,
     Augmentations,
@@ -233,7 +233,7 @@ class Careless(Louder):
 
 def test_custom_augmentations_are_tested_before_a_run_uses_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SEPSCENE_TRUSTED_CODE", raising=False)
-    try_augmentation("mine", CustomAugmentation.model_validate({"use": Louder, "times": 3}), (SAMPLES,))
+    check_augmentation("mine", CustomAugmentation.model_validate({"use": Louder, "times": 3}), (SAMPLES,))
     for wrong, says in (
         (Alone, "draws its own random numbers"),
         (Together, "depend on other views"),
@@ -242,6 +242,6 @@ def test_custom_augmentations_are_tested_before_a_run_uses_them(monkeypatch: pyt
         (GainSettings, "needs a class attribute `needs`|is not a subclass of"),
     ):
         with pytest.raises(SepsceneError, match=says):
-            try_augmentation("mine", CustomAugmentation(use=wrong), (SAMPLES,))
+            check_augmentation("mine", CustomAugmentation(use=wrong), (SAMPLES,))
     with pytest.raises(SepsceneError, match=r"augmentations\.mine \(.*:Louder\): times: "):
         build_augmentation("mine", CustomAugmentation.model_validate({"use": Louder, "times": "many"}))

@@ -19,7 +19,7 @@ from sepscene.augment.views import Views, choose_channel
 from sepscene.models.config import SepsceneError
 from sepscene.models.custom import CustomCode
 from sepscene.models.names import trust_code
-from sepscene.models.separators.custom import keep
+from sepscene.models.separators.custom import save_custom
 from tests.custom_code import write_package
 
 AUDIO = AudioFormat(clip_seconds=1.0)
@@ -33,8 +33,8 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, st
     write_package(tmp_path, "scorelab", monkeypatch)
     for name in ("Split", "halves", *SCORES):
         trust_code(f"scorelab.nets:{name}")
-    keep(CustomCode.model_validate({"use": "scorelab.nets:Split", "sources": 3}), tmp_path / "thirds")
-    keep(CustomCode.model_validate({"use": "scorelab.nets:halves"}), tmp_path / "halves")
+    save_custom(CustomCode.model_validate({"use": "scorelab.nets:Split", "sources": 3}), tmp_path / "thirds")
+    save_custom(CustomCode.model_validate({"use": "scorelab.nets:halves"}), tmp_path / "halves")
     return {name: str(tmp_path / name) for name in ("thirds", "halves")}
 
 

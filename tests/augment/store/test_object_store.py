@@ -57,7 +57,7 @@ def test_a_store_is_shared_verified_and_cleared(server: str) -> None:
             np.testing.assert_array_equal(reader.get_crop(key, 1, 333, 500), clip(number)[1, 333:833])
         assert reader.counters.damaged == 0 and reader.counters.hits == 3
         assert verify_store(reader.folder).whole and list_store(reader.folder).entries == 3
-        reader.folder.note_filled("scenes")
+        reader.folder.mark_filled("scenes")
         *_, newest = reader.folder.shards()
         removed = collect_store(writer.folder, max_bytes=newest.size)
         assert (removed.old_shards, removed.bytes_left) == (2, newest.size)

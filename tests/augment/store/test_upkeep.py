@@ -90,7 +90,7 @@ def test_gc_through_a_handle_is_visible_to_it(uri):
 def test_a_prefill_is_complete_until_a_shard_is_removed(uri):
     with SeparatedStore(uri, SETTINGS) as store:
         assert not store.folder.is_filled("scenes")
-        store.folder.note_filled("scenes")
+        store.folder.mark_filled("scenes")
         collect_store(store.folder)
         assert store.folder.is_filled("scenes")
     collect_store(uri, max_bytes=sum(os.path.getsize(path) for path in shards(uri)[2:]))

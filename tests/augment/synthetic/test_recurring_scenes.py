@@ -11,15 +11,15 @@ from sepscene.augment.synthetic.scenes import (
     PLACES,
     PROFILES,
     SceneConfig,
-    as_long_as,
     generate_scene,
+    profile_of_length,
     vocabulary,
     write_scenes,
 )
 from sepscene.augment.synthetic.shared_events import (
     audible_events,
+    describe_shared_events,
     shared_event_rate,
-    shared_events_in_words,
 )
 from sepscene.augment.views import Views
 from sepscene.models.config import SepsceneError
@@ -44,7 +44,7 @@ def test_the_rate_of_shared_events_of_known_scenes() -> None:
     assert shared_event_rate([np.stack([0.01 * quiet_T, noise_T])], 100, 10_000) == 0
     found = shared_event_rate([np.stack([half_T, quiet_T])] * 20, 100, 10_000)
     assert found == pytest.approx(0.25, abs=0.05)
-    words = shared_events_in_words([np.stack([noise_T, quiet_T])] * 2, Views(patch_seconds=1.0), 100)
+    words = describe_shared_events([np.stack([noise_T, quiet_T])] * 2, Views(patch_seconds=1.0), 100)
     assert words == "100% of positive pairs (-10 dB, 2 scenes)"
     heard_1N = audible_events(np.stack([half_T, quiet_T]), np.array([0, 4_950, 6_000]), 100)
     assert heard_1N.tolist() == [[True, True, False]]
@@ -130,8 +130,8 @@ def test_recorded_events_are_bit_identical_to_earlier_versions(tmp_path: Path) -
 
 
 def test_scenes_are_as_long_as_an_experiments_clips() -> None:
-    config = as_long_as(3.0, "recurring")
+    config = profile_of_length(3.0, "recurring")
     assert generate_scene(0, 0, config).mixture_T.shape == (48_000,)
     assert config == RECURRING.changed({"clip_seconds": 3.0})
     with pytest.raises(SepsceneError, match=r"audio.clip_seconds is 90; generated scenes last 0.5 to 60 s"):
-        as_long_as(90.0, "single")
+        profile_of_length(90.0, "single")

@@ -76,14 +76,14 @@ def test_whole_patches_do_not_overlap_and_a_short_clip_is_one_patch() -> None:
 
 @torch.inference_mode()
 def test_splitting_the_patches_changes_nothing(monkeypatch) -> None:
-    monkeypatch.setattr("sepscene.models.encoders.encoder.SECONDS_AT_ONCE", 2)
+    monkeypatch.setattr("sepscene.models.encoders.encoder.MAX_BATCH_SECONDS", 2)
     encoder, patches_BT = small_encoder(), 0.1 * torch.randn(5, 15_360)
     whole = encoder.trunk(encoder.front_end(patches_BT))
     torch.testing.assert_close(encoder.encode_patches(patches_BT), whole, atol=1e-6, rtol=1e-5)
 
 
 def test_training_computes_the_batch_norm_over_the_whole_batch(monkeypatch) -> None:
-    monkeypatch.setattr("sepscene.models.encoders.encoder.SECONDS_AT_ONCE", 2)
+    monkeypatch.setattr("sepscene.models.encoders.encoder.MAX_BATCH_SECONDS", 2)
     encoder, patches_BT = small_encoder().train(), 0.1 * torch.randn(5, 15_360)
     mean = encoder.front_end(patches_BT).mean(dim=(0, 1))
     before = encoder.trunk.get_buffer("bn0.running_mean").clone()

@@ -53,7 +53,7 @@ def test_encoders_of_all_kinds_round_trip(mark: Path, tmp_path: Path, which: str
     embedded, times = hear.get_timestamp_embeddings(wave_BT, model)
     assert embedded.shape == (2, times.shape[1], model.timestamp_embedding_size)
     readme = (tmp_path / "bundle" / "README.md").read_text()
-    assert encoder.config.trunk.described in readme and ("log-mel with" in readme) == (which != "WaveNet")
+    assert encoder.config.trunk.description in readme and ("log-mel with" in readme) == (which != "WaveNet")
     if which != "cnn14":
         with pytest.raises(SepsceneError, match="only a CNN14 can be exported"):
             export_panns(encoder, tmp_path / "panns.pth")

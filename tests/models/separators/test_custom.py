@@ -14,7 +14,7 @@ from sepscene.models.card import CARD_FILE
 from sepscene.models.config import CheckpointError, SepsceneError
 from sepscene.models.custom import CustomCode, separator_code
 from sepscene.models.names import trust_code
-from sepscene.models.separators.custom import card_of, keep, kept_checkpoints
+from sepscene.models.separators.custom import card_of, checkpoint_folders, save_custom
 from sepscene.models.separators.fast_path import fast_separator
 from sepscene.models.separators.folder import load_separator
 from tests.custom_code import write_package
@@ -38,7 +38,7 @@ def custom(name: str, **options: object) -> CustomCode:
 @pytest.mark.parametrize(("name", "options"), [("Split", {"sources": 3}), ("halves", {"first": 0.9})])
 def test_a_folder_stores_it_with_its_weights(name: str, options: dict, tmp_path: Path) -> None:
     choice = custom(name, **options)
-    card = keep(choice, tmp_path / "mine")
+    card = save_custom(choice, tmp_path / "mine")
     assert card.digest == card_of(choice).digest == card_of(str(tmp_path / "mine")).digest
     assert separator_code(str(tmp_path / "mine")) == choice.use
     direct, kept = load_separator(choice), load_separator(tmp_path / "mine")
@@ -46,14 +46,14 @@ def test_a_folder_stores_it_with_its_weights(name: str, options: dict, tmp_path:
     assert torch.equal(direct(wave_BT), kept(wave_BT)) and torch.equal(fast_separator(kept)(wave_BT), kept(wave_BT))
     assert (kept.sample_rate, kept.sources) == (16_000, options.get("sources", 2))
     assert kept(wave_BT).shape == (2, kept.sources, 500)
-    assert keep(choice, tmp_path / "mine") == card, "a continued run finds its separator"
+    assert save_custom(choice, tmp_path / "mine") == card, "a continued run finds its separator"
 
 
 @pytest.mark.usefixtures("lab")
 def test_the_digest_depends_on_code_and_options(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digests = [card_of(custom("halves", **options)).digest for options in ({}, {"first": 0.5}, {"first": 0.25})]
     digests += [card_of(custom("Split")).digest, card_of(custom("Split", sources=3)).digest]
-    keep(custom("halves"), tmp_path / "mine")
+    save_custom(custom("halves"), tmp_path / "mine")
     lab.write_text(lab.read_text() + "\n# another version of this file\n")
     digests.append(card_of(custom("halves")).digest)
     monkeypatch.setattr("seplab.__version__", "1.5")
@@ -64,12 +64,12 @@ def test_the_digest_depends_on_code_and_options(lab: Path, tmp_path: Path, monke
     ):
         load_separator(tmp_path / "mine")
     with pytest.raises(CheckpointError, match="start another run"):
-        kept_checkpoints({"mine": custom("halves")}, tmp_path)
+        checkpoint_folders({"mine": custom("halves")}, tmp_path)
 
 
 @pytest.mark.usefixtures("lab")
 def test_a_card_whose_options_are_not_a_mapping_is_rejected(tmp_path: Path) -> None:
-    card = keep(custom("halves"), tmp_path / "mine").model_dump()
+    card = save_custom(custom("halves"), tmp_path / "mine").model_dump()
     card["config"]["options"] = 5
     (tmp_path / "mine" / CARD_FILE).write_text(json.dumps(card))
     with pytest.raises(CheckpointError, match="mine is damaged: the options"):
@@ -102,7 +102,7 @@ def test_it_is_not_imported_without_trust(tmp_path: Path, monkeypatch: pytest.Mo
         load_separator(choice)
     assert not mark.exists()
     trust_code(choice.use)
-    keep(choice, tmp_path / "mine")
+    save_custom(choice, tmp_path / "mine")
     read = f"from sepscene.models.separators.folder import load_separator; load_separator({str(tmp_path / 'mine')!r})"
     monkeypatch.delenv("SEPSCENE_TRUSTED_CODE")
     done = subprocess.run([sys.executable, "-c", read], capture_output=True, text=True, timeout=120, check=False)

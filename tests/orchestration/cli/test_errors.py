@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from sepscene.models.config import SepsceneError
-from sepscene.orchestration.cli.errors import in_words
+from sepscene.orchestration.cli.errors import user_message
 
 
 def words(error: BaseException) -> str:
     """The message for the user; fails when the error would show a traceback instead."""
-    message = in_words(error)
+    message = user_message(error)
     assert message is not None
     return message
 
@@ -61,6 +61,6 @@ def test_errors_of_ray_and_of_a_device_are_messages() -> None:
 
 
 def test_our_own_messages_stay_unchanged_and_programming_errors_are_not_hidden() -> None:
-    assert in_words(SepsceneError("data.root: no such folder")) == "data.root: no such folder"
-    assert in_words(KeyError("field")) is None and in_words(AssertionError()) is None
-    assert in_words(OSError("only words")) is None
+    assert user_message(SepsceneError("data.root: no such folder")) == "data.root: no such folder"
+    assert user_message(KeyError("field")) is None and user_message(AssertionError()) is None
+    assert user_message(OSError("only words")) is None

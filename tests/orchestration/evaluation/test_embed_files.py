@@ -270,7 +270,7 @@ def test_a_refused_call_leaves_no_files(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_of_our_own")
+@pytest.mark.usefixtures("local_ray")
 @pytest.mark.filterwarnings("error::ray.util.annotations.RayDeprecationWarning")
 def test_a_cluster_gives_the_same_rows(bundle: Path, sounds: list[str], tmp_path: Path, monkeypatch) -> None:
     """Also for paths relative to a folder that is not the working folder of the actors."""

@@ -14,7 +14,7 @@ from sepscene.augment.audio import read_clip
 from sepscene.augment.augmentations.augmentation import Augmenter
 from sepscene.augment.separation.blocks import ServiceSettings
 from sepscene.augment.separation.reader import ViewMaker
-from sepscene.augment.synthetic.scenes import PROFILES, as_long_as, generate_scene, write_scenes
+from sepscene.augment.synthetic.scenes import PROFILES, generate_scene, profile_of_length, write_scenes
 from sepscene.augment.views import from_pcm
 from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
@@ -176,7 +176,7 @@ def test_augmentations_of_log_mels_are_applied_and_those_of_waveforms_refused(
     specaugment = Augmenter({"specaugment": ours.augmentations["specaugment"]})
     both = specaugment("log-mel", torch.stack((first, second), dim=1), draws)
     expected = Augmenter({"crop": ours.augmentations["crop"]})("log-mel", both, draws)
-    assert torch.equal(torch.stack(trainer.logmels({"row": np.arange(16)}), dim=1), expected)
+    assert torch.equal(torch.stack(trainer.inputs({"row": np.arange(16)}), dim=1), expected)
     assert 0 < draws["crop_on"].sum() < 32 and not torch.equal(both, expected)
     with pytest.raises(SepsceneError, match=r"augmentations gain work on waveforms: remove them, or use scale"):
         check_supported(ours.changed({"augmentations.gain": {"use": "gain"}}))
@@ -252,7 +252,7 @@ def test_the_shipped_ladder_is_small_and_complete_and_separates() -> None:
     assert found[0] < 0.5 and found[1] > 2.5 and found[3] > 5
     separators = {name: load_separator(folder) for name, folder in ladder.items()}
     gains: dict[str, list[float]] = {name: [] for name in ladder}
-    for scene in (generate_scene(5, index, as_long_as(4.0, "recurring")) for index in range(8)):
+    for scene in (generate_scene(5, index, profile_of_length(4.0, "recurring")) for index in range(8)):
         mixture_BT, source_BKT = torch.from_numpy(scene.mixture_T[None]), torch.from_numpy(scene.sources_ST[None])
         for name, separator in separators.items():
             with torch.inference_mode():

@@ -14,7 +14,7 @@ from sepscene.orchestration.records.checkpoints import (
     TrainingState,
     checkpoint_name,
     choose_resume_point,
-    newest_sound,
+    newest_intact,
     read_checkpoint,
     resume_point,
     write_checkpoint,
@@ -36,26 +36,26 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_the_newest_intact_one_is_chosen(tmp_path: Path) -> None:
-    assert newest_sound(tmp_path) is None
+    assert newest_intact(tmp_path) is None
     first = write(tmp_path, 1)
     second = write(tmp_path, 2)
     third = write(tmp_path, 3)
     fourth = write(tmp_path, 10)
-    assert newest_sound(tmp_path) == fourth
+    assert newest_intact(tmp_path) == fourth
     os.truncate(fourth / "state.pt", 100)
-    assert newest_sound(tmp_path) == third
+    assert newest_intact(tmp_path) == third
     content = bytearray((third / "ledger.json").read_bytes())
     content[10] ^= 1
     (third / "ledger.json").write_bytes(content)
-    assert newest_sound(tmp_path) == second
+    assert newest_intact(tmp_path) == second
     (second / "manifest.json").unlink()  # an interrupted write: the manifest is written last
-    assert newest_sound(tmp_path) == first
+    assert newest_intact(tmp_path) == first
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_with_its_new_name(tmp_path: Path) -> None:
     (write(tmp_path, 3) / "metrics.json").rename(tmp_path / "step-00000003" / "figures.json")
     with pytest.raises(SepsceneError, match=r"step-00000003 .*earlier version.*figures\.json is called metrics\.json"):
-        newest_sound(tmp_path)
+        newest_intact(tmp_path)
 
 
 def test_a_checkpoint_whose_manifest_does_not_list_all_files_is_not_used(tmp_path: Path) -> None:
@@ -67,10 +67,10 @@ def test_a_checkpoint_whose_manifest_does_not_list_all_files_is_not_used(tmp_pat
     whole = json.loads((second / "manifest.json").read_text())
     for damaged in ({}, {"ledger.json": whole["sha256"]["ledger.json"]}, {**whole["sha256"], "../../x": "0"}):
         (second / "manifest.json").write_text(json.dumps({**whole, "sha256": damaged}))
-        assert newest_sound(tmp_path) == first
+        assert newest_intact(tmp_path) == first
     for text in ("null", "{}", "[]", '{"step": "two", "sha256": {}}', "{", "\xff"):
         (second / "manifest.json").write_bytes(text.encode("latin-1"))
-        assert newest_sound(tmp_path) == first
+        assert newest_intact(tmp_path) == first
 
 
 def test_all_workers_start_from_what_was_chosen(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         assert writer.save(state(step), 0) == ""
     assert names(tmp_path) == ["step-00000002", "step-00000003"]
-    newest = newest_sound(tmp_path)
+    newest = newest_intact(tmp_path)
     assert newest is not None
     assert read_checkpoint(newest).tensors["model"]["w"].tolist() == [3, 3, 3]
 
@@ -145,4 +145,4 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced_and_unfinished_ones_a
     (tmp_path / f"{saving.HIDDEN}1-99").mkdir()
     writer = saving.CheckpointWriter(tmp_path, kept=2)
     assert writer.save(state(2), 0) == ""
-    assert names(tmp_path) == ["step-00000002"] and newest_sound(tmp_path) == tmp_path / "step-00000002"
+    assert names(tmp_path) == ["step-00000002"] and newest_intact(tmp_path) == tmp_path / "step-00000002"

@@ -21,7 +21,7 @@ from sepscene.orchestration.records.files import (
     read_last_lines,
     read_typed,
     read_typed_or,
-    write_whole,
+    write_text_atomically,
 )
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.results import ReproductionResults, RunResults, SweepResults, read_metrics
@@ -64,7 +64,7 @@ def test_damaged_files_lead_to_a_message(tmp_path: Path, reader: str, at: int, b
     sample_sweep().save(tmp_path)
     RunFolder(tmp_path).ledger.write_text(Ledger(100, [(0, 7)], {"a.wav": "too short"}).to_json())
     RunFolder(tmp_path).metrics.write_text(json.dumps({"stage": "a", "seconds": 1.0, "step": 2, "loss": 0.5}) + "\n")
-    write_whole(RunFolder(tmp_path).ladder_index, json.dumps({"N": "N-0-abc"}))
+    write_text_atomically(RunFolder(tmp_path).ladder_index, json.dumps({"N": "N-0-abc"}))
     name, read = READERS[reader]
     path = tmp_path / name
     exists = reader in ("results", "sweep", "metrics", "ladder", "ledger")
@@ -118,11 +118,11 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path: Path) -
 
 def test_a_failed_write_leaves_the_old_file_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a" / "stages.json"
-    write_whole(path, "old")
+    write_text_atomically(path, "old")
     with monkeypatch.context() as full:
         full.setattr(os, "fsync", _full_disk)
         with pytest.raises(OSError, match="No space"):
-            write_whole(path, "new")
+            write_text_atomically(path, "new")
     assert path.read_text() == "old"
 
 
@@ -146,7 +146,7 @@ def test_plain_names_are_accepted(tmp_path: Path) -> None:
 
 
 def test_a_ladder_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:
-    write_whole(RunFolder(tmp_path).ladder_index, json.dumps({"S2": "/../../../ESC/S2"}))
+    write_text_atomically(RunFolder(tmp_path).ladder_index, json.dumps({"S2": "/../../../ESC/S2"}))
     with pytest.raises(SepsceneError, match=r"ladder\.json is damaged"):
         read_ladder(tmp_path)
 

@@ -24,12 +24,12 @@ from sepscene.orchestration.mini.trial import TrialRecord
 from sepscene.orchestration.presets import named_experiment
 from sepscene.orchestration.records.checkpoints import (
     TrainingState,
-    newest_sound,
+    newest_intact,
     read_ledger,
     read_steps,
     write_checkpoint,
 )
-from sepscene.orchestration.records.files import read_typed_or, write_whole
+from sepscene.orchestration.records.files import read_typed_or, write_text_atomically
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.mlflow_address import tracking_uri_of
 from sepscene.orchestration.records.mlflow_mirror import Tracker
@@ -46,7 +46,7 @@ from sepscene.orchestration.records.run_lock import Holder, check_free
 from sepscene.orchestration.records.sweep_folder import StudyFolder, SweepFolder
 from sepscene.orchestration.reports.run_report import reported_events
 from sepscene.orchestration.sweeps.config import SweepConfig
-from sepscene.orchestration.sweeps.schedulers import SpentBudget
+from sepscene.orchestration.sweeps.schedulers import BudgetStopper
 from sepscene.orchestration.sweeps.trial_status import outcomes
 from sepscene.orchestration.training.replay import last_bad_rows
 from sepscene.orchestration.training.throughput import balance_of
@@ -119,13 +119,13 @@ def skipped_rows(folder: Path) -> Path:
 def trial_file(folder: Path) -> Path:
     path = SweepFolder(folder).trial("t1").trial
     facts = TrialFacts(name="t1", settings={"seed": 1}, seed=1, chosen={"alpha": 0.5}, gpus=1.0, steps=8, metric=0.3)
-    write_whole(path, facts.model_dump_json())
+    write_text_atomically(path, facts.model_dump_json())
     return path
 
 
 def read_trial(folder: Path) -> None:
     outcomes([], folder)
-    SpentBudget(SweepConfig(experiment="demo", over={"seed": "1,2"}), folder, 0.0).gpu_hours()
+    BudgetStopper(SweepConfig(experiment="demo", over={"seed": "1,2"}), folder, 0.0).gpu_hours()
 
 
 def predictions_file(folder: Path) -> Path:
@@ -191,10 +191,10 @@ KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     "ledger.json": (ledger, lambda folder: Ledger.load(RunFolder(folder).ledger)),
     "stages.json": (written("stages.json", b'{"separator": 3.5, "evaluate": 1}'), lambda folder: read_typed_or(
         RunFolder(folder).timings, dict[str, float], {})),
-    "manifest.json": (checkpoint("manifest.json"), newest_sound),
+    "manifest.json": (checkpoint("manifest.json"), newest_intact),
     "a checkpoint's ledger": (checkpoint("ledger.json"), lambda folder: read_ledger(folder / "step-00000003")),
     "a checkpoint's metrics": (checkpoint("metrics.json"), lambda folder: read_steps(folder / "step-00000003")),
-    "a checkpoint's state": (checkpoint("state.pt"), newest_sound),
+    "a checkpoint's state": (checkpoint("state.pt"), newest_intact),
     "bad-rows": (skipped_rows, last_bad_rows),
     "running.json": (written("running.json", ENDED), lambda folder: check_free(RunFolder(folder))),
     "mlflow.json": (written("mlflow.json", MLFLOW), read_mlflow),

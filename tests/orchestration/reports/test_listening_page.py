@@ -116,13 +116,13 @@ def test_many_large_scenes_and_queries_are_complete(tmp_path: Path) -> None:
 
 
 def test_long_clips_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listen, "MOST_SECONDS", 0.25)
+    monkeypatch.setattr(listen, "MAX_SECONDS", 0.25)
     page = write_listening_page(tmp_path, [scene()], LADDER, RATE)
     assert {len(wave_T) for _, wave_T in sounds(page)} == {RATE // 4}
 
 
 def test_all_players_of_a_long_scene_have_its_loudest_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listen, "MOST_SECONDS", 0.25)
+    monkeypatch.setattr(listen, "MAX_SECONDS", 0.25)
     wave_T = np.concatenate([tone(440, 0.4, 0.01), tone(440, 0.25, 0.4), tone(440, 0.4, 0.01)])
     page = write_listening_page(tmp_path, [Scene("s", wave_T, {"N": np.stack([wave_T / 2])})], LADDER[1:], RATE)
     played = dict(sounds(page))

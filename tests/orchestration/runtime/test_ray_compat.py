@@ -25,7 +25,7 @@ from sepscene.orchestration.runtime.ray_compat import (
     trainer_class,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_of_our_own")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 
 def many_rows(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -57,7 +57,7 @@ def test_a_worker_that_hangs_at_its_exit_is_killed_with_the_ray_of_its_command(e
     assert bool(alive) == left
 
 
-@pytest.mark.usefixtures("ray_of_our_own")
+@pytest.mark.usefixtures("local_ray")
 def test_processes_of_a_local_ray_can_detect_that_it_is_local() -> None:
     import ray
 
@@ -70,7 +70,7 @@ def test_processes_of_a_local_ray_can_detect_that_it_is_local() -> None:
     assert is_local() and ray.get(in_a_process_of_ray.remote(), timeout=60)  # trials of a sweep call it in a worker
 
 
-@pytest.mark.usefixtures("ray_of_our_own")
+@pytest.mark.usefixtures("local_ray")
 def test_custom_code_of_every_trial_is_imported_before_a_sweep_starts(nano: Experiment) -> None:
     """If no node can import a trial's encoder, the sweep fails at its start, also if another trial is the largest."""
     trust_code("no_such_lab.nets:Net")

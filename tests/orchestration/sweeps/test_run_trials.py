@@ -18,7 +18,7 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import (
     TrainingState,
     checkpoint_name,
-    newest_sound,
+    newest_intact,
     read_ledger,
     write_checkpoint,
 )
@@ -33,7 +33,7 @@ from sepscene.orchestration.sweeps.trial import note_steps
 from sepscene.orchestration.sweeps.trial_plan import Trial, plan_trials
 from sepscene.orchestration.sweeps.trial_status import Outcome, Pace, progress_line
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_of_our_own")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 CLIPS, STEPS = 32, 8  # nano's global batch of 16 and 4 epochs
 CHEAP = {"resources.validation_cpus": 0.1, "resources.trainers": 1}
@@ -44,7 +44,7 @@ STEP_SECONDS = 1.0
 def scripted(run_dir: Path, experiment: Experiment, uri: str, tags: dict[str, str]) -> RunResults:
     """Instead of training: 8 steps with a metric proportional to the temperature; with alpha 9 its process exits."""
     stage = run_dir / "checkpoints" / "pretrain-mix-chan"
-    newest = newest_sound(stage)
+    newest = newest_intact(stage)
     first = read_ledger(newest).rows if newest else 0
     note_steps(run_dir, experiment, CLIPS)
     (run_dir / "tags.json").write_text(json.dumps(tags))

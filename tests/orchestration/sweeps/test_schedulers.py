@@ -14,7 +14,9 @@ from sepscene.orchestration.sweeps.config import make_sweep
 pytestmark = pytest.mark.slow  # imports Ray
 
 
-def tried(folder: Path, name: str, chosen: dict[str, Any], metric: float | None = None, over: bool = False) -> None:
+def write_trial(
+    folder: Path, name: str, chosen: dict[str, Any], metric: float | None = None, over: bool = False
+) -> None:
     """Write the folder of a trial that Optuna chose."""
     run_dir = folder / "trials" / name
     run_dir.mkdir(parents=True)
@@ -38,8 +40,8 @@ def searcher(folder: Path, over: dict[str, str], trials: int = 40) -> Any:
 def test_optuna_continues_unfinished_trials_with_their_names(tmp_path: Path) -> None:
     over = {"temperature": "loguniform(0.01,1)", "combination": "S2,S2+N", "training.epochs": "randint(2,5)"}
     setting = {"objective.temperature": 0.1, "views.combination": ["S2", "N"], "training.epochs": 3}
-    tried(tmp_path, "t000-s0", setting, metric=0.3, over=True)
-    tried(tmp_path, "t001-s0", {**setting, "objective.temperature": 0.2}, metric=0.1)
+    write_trial(tmp_path, "t000-s0", setting, metric=0.3, over=True)
+    write_trial(tmp_path, "t001-s0", {**setting, "objective.temperature": 0.2}, metric=0.1)
     optuna, samples = searcher(tmp_path, over, trials=4)
     first = optuna.suggest("a")["trial"]
     assert samples == 3 and first["name"] == "t001-s0" and first["settings"]["objective.temperature"] == 0.2
@@ -53,7 +55,7 @@ def test_optuna_continues_unfinished_trials_with_their_names(tmp_path: Path) -> 
 def test_optuna_learns_from_the_trials_in_the_folder(tmp_path: Path) -> None:
     for n in range(40):  # the metric is best at a temperature of 0.1
         temperature = 10 ** (-2 + n / 20)
-        tried(tmp_path, f"t{n:03d}-s0", {"objective.temperature": temperature}, -abs(n / 20 - 1), over=True)
+        write_trial(tmp_path, f"t{n:03d}-s0", {"objective.temperature": temperature}, -abs(n / 20 - 1), over=True)
     optuna, _ = searcher(tmp_path, {"temperature": "loguniform(0.01,1)"}, trials=80)
     suggested = [optuna.suggest(str(n))["trial"]["settings"]["objective.temperature"] for n in range(20)]
     near = sum(0.05 < value < 0.2 for value in suggested)
@@ -61,7 +63,7 @@ def test_optuna_learns_from_the_trials_in_the_folder(tmp_path: Path) -> None:
 
 
 def test_gpu_hours_include_all_trials_of_all_commands(tmp_path: Path) -> None:
-    from sepscene.orchestration.sweeps.schedulers import SpentBudget
+    from sepscene.orchestration.sweeps.schedulers import BudgetStopper
 
     config = make_sweep(
         experiment="demo", scale="small", over={"alpha": "0,1"}, budget={"gpu_hours": 2.0, "hours": 100.0}
@@ -76,11 +78,11 @@ def test_gpu_hours_include_all_trials_of_all_commands(tmp_path: Path) -> None:
             os.utime(mark, ns=(end, end))
         facts = TrialFacts(name=trial, settings={}, seed=0, gpus=gpus)
         (mark.parents[1] / "trial.json").write_text(facts.model_dump_json())
-    spending = SpentBudget(config, tmp_path, time.monotonic())
+    spending = BudgetStopper(config, tmp_path, time.monotonic())
     assert spending.gpu_hours() == pytest.approx(2 * 0.75 + 0.5 * 1.0, abs=1e-6)
     spending.checked = -100.0
     assert spending.stop_all()
-    spending = SpentBudget(config, tmp_path, time.monotonic())
+    spending = BudgetStopper(config, tmp_path, time.monotonic())
     os.utime(mark, ns=(end - round(0.3 * 3600e9),) * 2)
     spending.checked = -100.0
     assert not spending.stop_all()
@@ -101,17 +103,17 @@ def test_the_callback_can_be_pickled_although_it_uses_a_terminal(tmp_path: Path)
 
 
 def test_wall_time_counts_from_the_start_of_the_command(tmp_path: Path) -> None:
-    from sepscene.orchestration.sweeps.schedulers import SpentBudget
+    from sepscene.orchestration.sweeps.schedulers import BudgetStopper
 
     config = make_sweep(experiment="demo", over={"alpha": "0,1"}, budget={"hours": 1.0})
-    assert SpentBudget(config, tmp_path, time.monotonic() - 3601).stop_all()
-    assert not SpentBudget(config, tmp_path, time.monotonic() - 3500).stop_all()
+    assert BudgetStopper(config, tmp_path, time.monotonic() - 3601).stop_all()
+    assert not BudgetStopper(config, tmp_path, time.monotonic() - 3500).stop_all()
 
 
 def test_optuna_suggests_no_setting_twice_and_ends_when_all_are_suggested(tmp_path: Path) -> None:
     from ray.tune.search import Searcher
 
-    tried(tmp_path, "t000-s0", {"views.combination": ["S2"], "objective.alpha": 0.0}, metric=0.3, over=True)
+    write_trial(tmp_path, "t000-s0", {"views.combination": ["S2"], "objective.alpha": 0.0}, metric=0.3, over=True)
     optuna, samples = searcher(tmp_path, {"combination": "S2,N,S2+N", "alpha": "0,1"})
     assert samples == 5  # one of the six settings is known
     suggested = []

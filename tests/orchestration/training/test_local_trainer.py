@@ -8,8 +8,8 @@ import ray.train
 
 from sepscene.models.encoders.encoder import load_encoder
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.records.checkpoints import newest_sound, read_checkpoint, read_ledger
-from sepscene.orchestration.records.files import write_whole
+from sepscene.orchestration.records.checkpoints import newest_intact, read_checkpoint, read_ledger
+from sepscene.orchestration.records.files import write_text_atomically
 from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.training.builders import encoder_of
@@ -45,12 +45,12 @@ class RunName(ray.train.UserCallback):
         self.file = file
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        write_whole(self.file, run_context.run_config.name)
+        write_text_atomically(self.file, run_context.run_config.name)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.usefixtures("ray_of_our_own")
+@pytest.mark.usefixtures("local_ray")
 def test_a_local_trainer_gives_the_same_numbers_and_continues_from_its_checkpoint(
     nano: Experiment, train_clips: Manifest, tmp_path: Path
 ) -> None:
@@ -67,7 +67,7 @@ def test_a_local_trainer_gives_the_same_numbers_and_continues_from_its_checkpoin
     assert [record["step"] for record in expected if "validation_knn_map" in record] == [4, 6]
     assert found == expected  # to the last bit
     stages = [tmp_path / name / "checkpoints" / STAGE for name in ("train", "local")]
-    newest = [newest_sound(stage) for stage in stages]
+    newest = [newest_intact(stage) for stage in stages]
     assert newest[0] and newest[1]
     assert read_ledger(newest[0]).to_json() == read_ledger(newest[1]).to_json()
     clips = choose_probe(train_clips, 12)
@@ -80,7 +80,7 @@ def test_a_local_trainer_gives_the_same_numbers_and_continues_from_its_checkpoin
         assert probe(load_encoder(best), clips, experiment) == pytest.approx(max(validated), abs=1e-6)
 
     newest[1].rename(tmp_path / "lost")  # as if the driver had been killed before the last checkpoint
-    assert newest_sound(stages[1]) is not None
+    assert newest_intact(stages[1]) is not None
     again = pretrain(experiment, train_clips, {}, tmp_path / "local", STAGE)
     assert read_ledger(again).to_json() == read_ledger(newest[0]).to_json()
     losses = {record["step"]: record["loss"] for record in metrics_of(tmp_path / "local") if "loss" in record}

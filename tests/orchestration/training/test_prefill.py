@@ -18,7 +18,7 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.pipeline.run import Run
 from sepscene.orchestration.records.mlflow_mirror import Tracker
 from sepscene.orchestration.training import prefill as filling
-from sepscene.orchestration.training.prefill import Filled, fill
+from sepscene.orchestration.training.prefill import PrefillResult, fill
 from sepscene.orchestration.training.stream import service_settings
 from sepscene.tasks.datasets.manifest import Clip, Manifest, make_manifest
 
@@ -85,7 +85,7 @@ def _no_waiting_and_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def filled_by(
     actors: Actors, nano: Experiment, clips: Manifest, ladder: dict[str, str], folder: Path, patch: pytest.MonkeyPatch
-) -> Filled:
+) -> PrefillResult:
     patch.setattr(filling, "prefill_stream", actors)
     with SeparatedStore(str(folder / "store")) as store:
         return fill(nano, clips, ladder, store, lambda done: None)
@@ -97,7 +97,7 @@ def test_lost_entries_are_separated_again(
     actors = Actors([{("/x/2.wav", 1), ("/x/4.wav", 0), ("/x/4.wav", 1)}, set()], bad="/x/5.wav")
     filled = filled_by(actors, nano, clips, ladder, tmp_path, monkeypatch)
     assert actors.passes == [[f"/x/{n}.wav" for n in range(CLIPS)], ["/x/2.wav", "/x/4.wav"]]
-    assert (filled.wanted, filled.unusable, filled.missing, filled.present) == (12, 2, 0, 10)
+    assert (filled.expected, filled.unusable, filled.missing, filled.present) == (12, 2, 0, 10)
 
 
 def test_a_complete_store_takes_one_pass(

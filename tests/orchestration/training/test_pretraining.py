@@ -76,7 +76,7 @@ def batch(step: int, rows: int = 8, spoiled: tuple[int, ...] = ()) -> Batch:
 
 def test_a_worker_without_a_usable_row_has_empty_views(nano: Experiment) -> None:
     """Its part of the last batch has only fillers, and the other workers wait for it in the exchange of gradients."""
-    views = worker(nano).logmels(batch(0, spoiled=tuple(range(8))))
+    views = worker(nano).inputs(batch(0, spoiled=tuple(range(8))))
     assert [tuple(view.shape) for view in views] == [(0, 96, 64)] * 2
 
 

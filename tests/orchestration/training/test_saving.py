@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sepscene.orchestration.records import checkpoints
-from sepscene.orchestration.records.checkpoints import TrainingState, newest_sound, read_checkpoint, write_checkpoint
+from sepscene.orchestration.records.checkpoints import TrainingState, newest_intact, read_checkpoint, write_checkpoint
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.training import saving
@@ -47,7 +47,7 @@ def last_step(run_dir: Path, steps: int, refusals: int, seconds: float, monkeypa
 def test_it_waits_for_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, refusals: int) -> None:
     last = last_step(tmp_path, steps, refusals, 0.1, monkeypatch)
     assert not last.fatal
-    newest = newest_sound(RunFolder(tmp_path).stage("stage").path)
+    newest = newest_intact(RunFolder(tmp_path).stage("stage").path)
     assert newest is not None
     state = read_checkpoint(newest)
     assert state.step == steps

@@ -19,7 +19,7 @@ from sepscene.tasks.datasets.readers import read_manifest
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_of_our_own")
+@pytest.mark.usefixtures("local_ray")
 def test_a_supervised_ladder_with_its_scores_and_an_additional_network_of_another_shape(
     nano: Experiment, tmp_path: Path
 ) -> None:

@@ -53,7 +53,7 @@ def test_cross_validation_counts_clips_without_a_label_once(
 ) -> None:
     clips = [Clip(f"{n}", f"/{n}.wav", ("dog",) if n else (), f"fold{n % 2}") for n in range(4)]
     monkeypatch.setattr(module, "read_manifest", lambda *_: make_manifest(clips, "here"))
-    monkeypatch.setattr(module, "first_look", lambda *_: [])
+    monkeypatch.setattr(module, "quick_check", lambda *_: [])
     data = {"format": "esc50", "root": str(tmp_path), "train": ("fold0", "fold1"), "test": ("folds",)}
     folds = nano.changed({f"data.{name}": value for name, value in data.items()})
     out = io.StringIO()

@@ -23,7 +23,7 @@ from sepscene.orchestration.training.stream import prefill_stream, schedule_of, 
 from sepscene.tasks.datasets.readers import Manifest
 from tests.orchestration.streams import Checksums, by_hand, collect
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_of_our_own")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import load_encoder, save_encoder
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import named_experiment
-from sepscene.orchestration.records.files import write_whole
+from sepscene.orchestration.records.files import write_text_atomically
 from sepscene.orchestration.records.metrics_log import append_metrics, collect_validations, recover_metrics
 from sepscene.orchestration.records.results import read_metrics
 from sepscene.orchestration.records.run_folder import RunFolder
@@ -55,7 +55,9 @@ def test_validation_without_usable_labels_is_refused(labels: list[tuple[str, ...
 def test_validation_records_are_moved_to_the_metrics_file_once_and_do_not_hide_steps(tmp_path: Path) -> None:
     stage = RunFolder(tmp_path).stage(STAGE)
     for step in (20, 100):
-        write_whole(stage.validations / f"step-{step:08d}.json", json.dumps({"step": step, METRIC: step / 200}))
+        write_text_atomically(
+            stage.validations / f"step-{step:08d}.json", json.dumps({"step": step, METRIC: step / 200})
+        )
     for _ in range(2):
         collect_validations(stage)
     assert [(record["step"], record[METRIC]) for record in read_metrics(tmp_path)] == [(20, 0.1), (100, 0.5)]

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from sepscene.augment.audio import AudioFormat
-from sepscene.tasks.datasets.audit import Audit, audit, first_look
+from sepscene.tasks.datasets.audit import Audit, audit, quick_check
 from sepscene.tasks.datasets.labels import ManifestError
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
 
@@ -134,14 +134,14 @@ def data_set(root: Path, seconds: float, silent: int, count: int = 4) -> Manifes
 
 
 def test_valid_clips_give_no_notes(tmp_path: Path) -> None:
-    assert first_look(data_set(tmp_path, 1.0, silent=0), AudioFormat(clip_seconds=1.0)) == []
+    assert quick_check(data_set(tmp_path, 1.0, silent=0), AudioFormat(clip_seconds=1.0)) == []
 
 
 def test_short_and_silent_clips(tmp_path: Path) -> None:
-    silent, short = first_look(data_set(tmp_path, 0.5, silent=1), AudioFormat(clip_seconds=1.0))
+    silent, short = quick_check(data_set(tmp_path, 0.5, silent=1), AudioFormat(clip_seconds=1.0))
     assert silent.startswith("1 of 4") and short.startswith("4 of 4") and "0.50 s" in short
 
 
 def test_a_run_on_silence_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"all 4 clips that were checked are silent.*0.wav"):
-        first_look(data_set(tmp_path, 1.0, silent=4), AudioFormat(clip_seconds=1.0))
+        quick_check(data_set(tmp_path, 1.0, silent=4), AudioFormat(clip_seconds=1.0))

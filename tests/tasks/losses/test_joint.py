@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sepscene.tasks.losses.coincidence import coincidence_loss
-from sepscene.tasks.losses.gradcache import accumulate, cut
+from sepscene.tasks.losses.gradcache import accumulate, split_into_chunks
 from sepscene.tasks.losses.joint import JointObjective
 from sepscene.tasks.losses.nt_xent import nt_xent
 from sepscene.tasks.losses.settings import CoincidenceSettings, NtXentSettings, TripletSettings, VicregSettings
@@ -135,9 +135,9 @@ class CustomTerm(Term):
         return self.first(h_1_nD), self.first(h_2_nD)
 
     def share(
-        self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], everyone: Sequence[Tensor], start: int
+        self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], gathered: Sequence[Tensor], start: int
     ) -> Tensor:
-        score_n1 = self.last(local[0] * everyone[1])
+        score_n1 = self.last(local[0] * gathered[1])
         self.dtypes.append(score_n1.dtype)
         return score_n1.square().mean()
 
@@ -192,14 +192,16 @@ def test_accumulation_in_bfloat16_keeps_the_graph_of_every_weight() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         result = whole(*parts)
     result.loss.backward()
-    accumulate(cached, cut(parts, 2, 5), dtype=torch.bfloat16)
+    accumulate(cached, split_into_chunks(parts, 2, 5), dtype=torch.bfloat16)
     torch.testing.assert_close(gradients(cached), gradients(whole), rtol=0.05, atol=0.01)
 
 
 def test_views_are_cut_into_as_many_chunks_on_every_worker() -> None:
     first, second = views()
-    pieces = cut((first, second), 2, 8)
-    assert [len(piece[0]) for piece in pieces] == [2, 2, 1, 0] and len(cut((first[:0], second[:0]), 2, 8)) == 4
+    pieces = split_into_chunks((first, second), 2, 8)
+    assert [len(piece[0]) for piece in pieces] == [2, 2, 1, 0] and len(
+        split_into_chunks((first[:0], second[:0]), 2, 8)
+    ) == 4
     assert torch.equal(torch.cat([piece[1] for piece in pieces]), second)
 
 

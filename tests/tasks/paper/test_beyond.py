@@ -8,7 +8,7 @@ from sepscene.tasks.paper.beyond import BEYOND, beyond_results
 
 def test_gain_is_paired_over_shared_seeds_and_rows_not_run_are_left_out() -> None:
     row = BEYOND[0]
-    metrics = {row.name: {0: 0.30, 1: 0.33, 2: 0.31}, row.beside: {0: 0.28, 2: 0.30, 3: 0.9}}
+    metrics = {row.name: {0: 0.30, 1: 0.33, 2: 0.31}, row.reference: {0: 0.28, 2: 0.30, 3: 0.9}}
     (found,) = beyond_results(metrics)
     assert found.row is row and found.test is not None
     assert found.ours.value == pytest.approx((0.30 + 0.33 + 0.31) / 3)
@@ -18,6 +18,6 @@ def test_gain_is_paired_over_shared_seeds_and_rows_not_run_are_left_out() -> Non
 
 def test_without_a_shared_seed_there_is_no_gain() -> None:
     row = BEYOND[0]
-    (found,) = beyond_results({row.name: {0: 0.3}, row.beside: {1: 0.3}})
+    (found,) = beyond_results({row.name: {0: 0.3}, row.reference: {1: 0.3}})
     assert found.test is None
-    assert beyond_results({row.beside: {0: 0.3}}) == ()
+    assert beyond_results({row.reference: {0: 0.3}}) == ()
