@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -167,9 +168,18 @@ def separator_train(
     ladder = train_separator(resolve(experiment, scale, change), storage, run_id, resume, address, verbose)
     for name, path in ladder.items():
         console.print(Text(name, "bold"), f" {path}", highlight=False, soft_wrap=True)
-    chosen = "separator.checkpoints=" + json.dumps(ladder)
-    words = shlex.join(["sepscene", "pretrain", experiment, "--scale", scale, "--set", chosen])
-    console.print(f"use it        {words}", highlight=False, soft_wrap=True)
+    command = pretrain_with(ladder, experiment, scale, storage, change or [])
+    console.print(f"use it        {command}", highlight=False, soft_wrap=True)
+
+
+def pretrain_with(ladder: Mapping[str, str], experiment: str, scale: str, storage: Path, changes: Sequence[str]) -> str:
+    """The command that pre-trains with a ladder, on the data and with the changes with which the ladder was trained.
+
+    Changes of `separator.` are left out: they state how the ladder was trained.
+    """
+    kept = [change for change in changes if not change.startswith("separator.")]
+    options = [word for change in (*kept, f"separator.checkpoints={json.dumps(ladder)}") for word in ("--set", change)]
+    return shlex.join(["sepscene", "pretrain", experiment, "--scale", scale, "--storage", str(storage), *options])
 
 
 def show(

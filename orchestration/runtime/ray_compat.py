@@ -10,6 +10,10 @@ real stream and a real trainer through this file, to detect an upgrade that brea
     on this machine. If ours has no dashboard, that can be another Ray, which does not know our controller; the trainers
     of a healthy run then lose their resources. Remove when that process connects to the Ray to which it belongs.
 `BLOCKS_PER_TASK` (no issue found; the limit came with ray#40387). Remove when the limit is a public setting.
+`Pause` (no issue found). The loop that drives a stream waits in `ray.wait` for running tasks, at most 100 ms. If
+    readers are faster than trainers, every task always has a block that must wait for the trainers. Then `ray.wait`
+    returns immediately, and the loop occupies a core. On two cores, a run from a filled store trains a third faster
+    with the pause (docs/scaling.md). Remove when Ray's loop waits in this case.
 `on_loopback` (ray#18730 has the setting, for Windows and macOS only). Ray replaces 127.0.0.1 as a node's address by the
     machine's address, and then listens on all interfaces. Its public switch, `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0`,
     also works on Linux, but is read when Ray is imported. Remove when `ray.init` accepts 127.0.0.1 unchanged.
@@ -24,6 +28,7 @@ The filter of a warning (no issue found). Ray deprecates the only way to limit r
     when there is one.
 """
 
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray._private import ray_constants, services
 from ray.data import DataContext, Dataset
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.runtime.placement import is_local
@@ -45,6 +51,18 @@ task that draws the rows of many blocks would hold its CPU, which trials share, 
 if clips are separated live. Only tasks that draw rows produce many blocks, and these are small."""
 
 
+PAUSE_SECONDS = 0.02
+"""A fifth of the time that Ray's loop itself waits for tasks."""
+
+
+class Pause(ExecutionCallback):
+    """A pause in each iteration of the loop that drives a stream."""
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Called by Ray Data at the end of each iteration."""
+        time.sleep(PAUSE_SECONDS)
+
+
 def configure_data(ordered: bool) -> None:
     """Set this process's Ray Data context: order of blocks, no progress bars, and errors that stop the run."""
     context = DataContext.get_current()
@@ -54,6 +72,7 @@ def configure_data(ordered: bool) -> None:
     context.enable_rich_progress_bars = False
     context.max_errored_blocks = 0
     context._max_num_blocks_in_streaming_gen_buffer = BLOCKS_PER_TASK
+    context.custom_execution_callback_classes = [Pause]
     warnings.filterwarnings("ignore", message=".*ray_remote_args")
 
 

@@ -20,7 +20,7 @@ from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
 from sepscene.orchestration.cli import doctor
-from sepscene.orchestration.cli.main import app
+from sepscene.orchestration.cli.main import app, pretrain_with
 from sepscene.orchestration.data_config import DataFormat
 
 COMMANDS = (
@@ -29,6 +29,16 @@ COMMANDS = (
     "data audit",
     "store ls", "store verify", "store gc", "encoder import", "encoder export", "cluster check", "cluster template",
 )  # fmt: skip
+
+
+def test_the_command_after_a_separators_training_keeps_the_users_data() -> None:
+    """It had neither the storage nor the `--set` options: whoever gave it pre-trained on synthetic scenes instead."""
+    given = ["data.root=my sounds", "separator.ladder.steps={N: 0, S: 20}", "data.format=directory"]
+    command = pretrain_with({"N": "/r/ladder/N"}, "demo", "tiny", Path("/r"), given)
+    assert command == (
+        "sepscene pretrain demo --scale tiny --storage /r --set 'data.root=my sounds' --set data.format=directory "
+        """--set 'separator.checkpoints={"N": "/r/ladder/N"}'"""
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ import ray
 import ray.train
 import torch
 from ray.data import DataContext
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from sepscene.orchestration.runtime.ray_compat import (
     BLOCKS_PER_TASK,
+    PAUSE_SECONDS,
     configure_data,
     leaving_nodes,
     trainer_class,
@@ -42,6 +45,38 @@ def test_one_task_of_a_stream_can_produce_many_blocks() -> None:
     (shard,) = rows.repartition(target_num_rows_per_block=1).streaming_split(1)
     blocks = shard.iter_batches(batch_size=None, batch_format="numpy")  # type: ignore[arg-type]
     assert [block["id"].tolist() for block in blocks] == [[n] for n in range(40)]
+
+
+class CountIterations(ExecutionCallback):
+    """Counts the iterations of the loop that drives a stream in this process."""
+
+    count = 0
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Called by Ray Data at the end of each iteration."""
+        CountIterations.count += 1
+
+
+def test_the_loop_of_a_stream_pauses_while_its_consumer_is_slow() -> None:
+    """With blocks ready and none consumed, Ray's loop alone would run thousands of times per second."""
+    configure_data(ordered=True)
+    context = DataContext.get_current()
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, CountIterations]
+    limits = ray.data.ExecutionResources.for_limits(object_store_memory=2**20)
+    context.execution_options.resource_limits = limits
+    try:
+        large = ray.data.range(64, override_num_blocks=64).map_batches(lambda columns: {"x": np.zeros((1, 2**16))})
+        blocks = iter(large.iter_batches(batch_size=None))
+        next(blocks)
+        before = CountIterations.count
+        begin = time.monotonic()
+        time.sleep(2)
+        made = CountIterations.count - before
+        assert 0 < made <= (time.monotonic() - begin) / PAUSE_SECONDS + 1
+        assert sum(1 for _ in blocks) == 63
+    finally:
+        context.execution_options.resource_limits = ray.data.ExecutionResources()
+        configure_data(ordered=True)
 
 
 def listening(process: psutil.Process) -> list[str]:
