@@ -1,4 +1,4 @@
-"""The notebook quick_check.ipynb: every cell runs in an IPython shell, and it is stored without outputs."""
+"""The notebook first_look.ipynb: every cell runs in an IPython shell, and it is stored without outputs."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from sepscene.models.encoders.encoder import save_encoder
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.training.builders import encoder_of
 
-NOTEBOOK = Path(__file__).resolve().parents[2] / "examples" / "quick_check.ipynb"
+NOTEBOOK = Path(__file__).resolve().parents[2] / "examples" / "first_look.ipynb"
 CELLS = json.loads(NOTEBOOK.read_text())["cells"]
 
 
