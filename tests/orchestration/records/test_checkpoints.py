@@ -54,7 +54,7 @@ def test_the_newest_intact_one_is_chosen(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_with_its_new_name(tmp_path: Path) -> None:
     (write(tmp_path, 3) / "metrics.json").rename(tmp_path / "step-00000003" / "figures.json")
-    with pytest.raises(SepsceneError, match=r"step-00000003 .*earlier version.*figures\.json is called metrics\.json"):
+    with pytest.raises(SepsceneError, match=r"step-00000003 .*earlier version.*figures\.json was renamed to metrics\.json"):
         newest_intact(tmp_path)
 
 
