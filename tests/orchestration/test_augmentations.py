@@ -91,7 +91,7 @@ def test_unsuitable_augmentations_are_refused_before_anything_starts(nano: Exper
     more = nano.changed({"augmentations": MORE})
     check_parts(more)
     assert views_bytes(more) == 2 * views_bytes(nano)
-    with pytest.raises(SepsceneError, match=r"augmentations\.mix_back mixes into separated channels"):
+    with pytest.raises(SepsceneError, match=r"augmentations\.mix_back mixes sound into separated channels"):
         check_parts(more.changed({"views.pair": "mix-mix"}))
     for field in ("augmentations", "augmentations.specaugment.probability"):
         with pytest.raises(SepsceneError, match="the tables' rows differ in"):
@@ -118,6 +118,8 @@ def test_training_with_a_custom_augmentation(nano: Experiment, tmp_path: Path, m
     assert consumed(one, rows)["loss"] > 0
     with pytest.raises(SepsceneError, match=r"augmentations\.mine \(auglab\.nets:Flip\): share: "):
         check_parts(nano.changed({"augmentations": {"mine": {"use": "auglab.nets:Flip", "share": "much"}}}))
+    with pytest.raises(SepsceneError, match=r"auglab\.nets:Flip\): shaer: unknown field \(did you mean share\?\)"):
+        check_parts(nano.changed({"augmentations": {"mine": {"use": "auglab.nets:Flip", "shaer": 0.1}}}))
     trust_code("auglab.nets:FlipNoSettings")
     with pytest.raises(SepsceneError, match=r"\(auglab\.nets:FlipNoSettings\) needs a class attribute Config"):
         check_parts(nano.changed({"augmentations": {"mine": {"use": "auglab.nets:FlipNoSettings"}}}))
