@@ -59,6 +59,13 @@ def test_encoders_of_all_kinds_round_trip(mark: Path, tmp_path: Path, which: str
             export_panns(encoder, tmp_path / "panns.pth")
 
 
+def test_settings_with_an_alias_are_saved(mark: Path, tmp_path: Path) -> None:
+    encoder = Encoder(EncoderConfig(trunk=custom("Aliased", units=3))).eval()
+    save_encoder(encoder, tmp_path / "bundle", {})
+    trunk: Any = load_encoder(tmp_path / "bundle").trunk
+    assert trunk.config.size == 3 and encoder.config.trunk.options == {"units": 3, "embedding_dim": 6}
+
+
 def test_tied_weights_and_complex_buffers_are_saved(mark: Path, tmp_path: Path) -> None:
     encoder = Encoder(EncoderConfig(trunk=custom("Tied"))).eval()
     save_encoder(encoder, tmp_path / "bundle", {})
