@@ -16,8 +16,7 @@ from pydantic import Field, field_validator
 
 from sepscene.clusters.kuberay import read_manifest_pools
 from sepscene.clusters.pools import Node, Pool
-from sepscene.models.card import validated
-from sepscene.models.config import Config, SepsceneError
+from sepscene.models.config import Config, SepsceneError, validated
 
 MAX_BYTES = 2**20
 MAX_VALUES = 100_000

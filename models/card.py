@@ -9,14 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints
 from pydantic_core import from_json
 
-from sepscene.models.config import CheckpointError, Config, SepsceneError
-
-Model = TypeVar("Model", bound=BaseModel)
+from sepscene.models.config import CheckpointError, Config, validated
 
 CARD_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -73,30 +71,6 @@ def read_card(directory: str | Path) -> WeightsCard:
         raise CheckpointError(f"{path} is damaged: it is not valid JSON ({error}); copy it again") from error
     message = f"{path} is not the description of a separator or an encoder"
     return validated(WeightsCard, _upgraded(fields), message, CheckpointError)
-
-
-def dotted(location: tuple[int | str, ...]) -> str:
-    """The dotted name of the field at pydantic's `location`, without the tags of union members."""
-    return ".".join(str(part) for part in location if not str(part).startswith("<"))
-
-
-def explain_validation(error: ValidationError) -> str:
-    """One clause per fault: the dotted field and what is wrong with it."""
-    return "; ".join(
-        f"{dotted(fault['loc']) or 'config'}: {fault['msg'].removeprefix('Value error, ')}" for fault in error.errors()
-    )
-
-
-def validated(model: type[Model], fields: Any, message: str, error_type: type[SepsceneError] = SepsceneError) -> Model:
-    """Build the model from the fields.
-
-    Raises:
-        SepsceneError: the fields are invalid. The error is an `error_type`; its text starts with `message`.
-    """
-    try:
-        return model.model_validate(fields)
-    except ValidationError as error:
-        raise error_type(f"{message}: {explain_validation(error)}") from None
 
 
 def _upgraded(content: Any) -> Any:

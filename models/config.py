@@ -1,11 +1,13 @@
 """The base classes of all configurations and of all errors that a user can act on."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sepscene.models.spelling import unknown
+from sepscene.models.spelling import unknown, unknown_field
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class SepsceneError(Exception):
@@ -30,6 +32,34 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def dotted(location: tuple[int | str, ...]) -> str:
+    """The dotted name of the field at pydantic's `location`, without the tags of union members."""
+    return ".".join(str(part) for part in location if not str(part).startswith("<"))
+
+
+def validated(model: type[Model], fields: Any, message: str, error_type: type[SepsceneError] = SepsceneError) -> Model:
+    """Build the model from the fields.
+
+    Raises:
+        SepsceneError: the fields are invalid. The error is an `error_type`; its text starts with `message`, and has one
+            clause per fault: the dotted field and what is wrong with it.
+    """
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise error_type(f"{message}: {_explained(error, model)}") from None
+
+
+def _explained(error: ValidationError, model: type[BaseModel]) -> str:
+    clauses = []
+    for fault in error.errors():
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            message = unknown_field(model, fault["loc"])
+        clauses.append(f"{dotted(fault['loc']) or 'config'}: {message}")
+    return "; ".join(clauses)
+
+
 class Config(BaseModel):
     """Base class of configurations: frozen; unknown fields, NaN and infinite numbers are errors."""
 
@@ -43,8 +73,15 @@ class Config(BaseModel):
                 encoder, …) removes the other fields of its section first: they are settings of the previous choice.
 
         Raises:
+            SepsceneError: a field is unknown, or a value is invalid.
+        """
+        return validated(type(self), self._tree_with(changes), f"bad configuration with {', '.join(changes)}")
+
+    def _tree_with(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """The plain values of all fields, with the changes, not validated.
+
+        Raises:
             SepsceneError: the parent of a field does not exist.
-            ValidationError: a field is unknown, or a value is invalid.
         """
         tree = self.model_dump()
         for path, value in sorted(changes.items(), key=lambda change: change[0].rpartition(".")[2] != "use"):
@@ -59,5 +96,5 @@ class Config(BaseModel):
                     raise SepsceneError(f"{message}; `sepscene show` prints all fields")
             if leaf == "use" and value != node.get(leaf):
                 node.clear()
-            node[leaf] = value
-        return self.model_validate(tree)
+            node[leaf] = value.model_dump() if isinstance(value, Config) else value
+        return tree

@@ -13,10 +13,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, create_model, field_validator
 
-from sepscene.models.card import explain_validation, read_card, validated
-from sepscene.models.config import CheckpointError, Config, SepsceneError
+from sepscene.models.card import read_card
+from sepscene.models.config import CheckpointError, Config, Model, SepsceneError, validated
 from sepscene.models.names import ENCODERS, is_custom, name_of, package_of, resolve
 from sepscene.models.settings import Cnn14Config, PatchTransformerConfig
 from sepscene.models.spelling import unknown
@@ -163,7 +163,23 @@ def settings_for(found: Any, choice: Any, part: str) -> Any:
     config = _config_of(found)
     if config is None:
         raise SepsceneError(f"{part} needs a class attribute Config, a pydantic model of its settings")
-    return validated(config, choice.options, part)
+    return _settings(config, choice, part)
+
+
+def _settings(config: type[Model], choice: CustomPart, part: str) -> Model:
+    """A `Config` of the options of custom code.
+
+    Unless the `Config` says what to do with other fields, an option that is not one of its fields is an error: pydantic
+    would ignore it, so that a misspelt option would silently have no effect.
+
+    Raises:
+        SepsceneError: an option is unknown, or invalid. The message names the `part`.
+    """
+    computed = config.model_computed_fields  # which the card of a bundle contains, too
+    options = {name: value for name, value in choice.options.items() if name not in computed}
+    if "extra" not in config.model_config:
+        validated(create_model("Strict", __base__=config, __cls_kwargs__={"extra": "forbid"}), options, part)
+    return validated(config, options, part)
 
 
 def _config_of(found: Any) -> type[BaseModel] | None:
@@ -189,14 +205,13 @@ def instantiate(choice: CustomCode, what: str) -> Any:
 
 def _instantiate(choice: CustomCode, what: str) -> Any:
     found = resolve(choice.use, {}, what)
-    config = _config_of(found)
+    config = _config_of(found) if isinstance(found, type) else None
+    settings = config and _settings(config, choice, f"{what} {choice.use}")
     try:
-        if isinstance(found, type) and config:
-            return found(config.model_validate(choice.options))
+        if settings is not None:
+            return found(settings)
         if isinstance(found, type):
             return found(**choice.options)
-    except ValidationError as error:
-        raise SepsceneError(f"{what} {choice.use}: {explain_validation(error)}") from None
     except Exception as error:  # custom code can raise any exception
         raise SepsceneError(f"the {what} {choice} cannot be built ({type(error).__name__}: {error})") from error
     if not callable(found):

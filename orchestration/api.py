@@ -73,6 +73,7 @@ def pretrain(
     Raises:
         SepsceneError: for an experiment that is invalid or does not fit the machine or cluster, or a stage that fails.
     """
+    from sepscene.orchestration.pipeline.baselines import baselines_of
     from sepscene.orchestration.pipeline.run import Run
     from sepscene.orchestration.pipeline.session import prepared_session
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
@@ -99,7 +100,8 @@ def pretrain(
             from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, print_summary
 
             if evaluate:
-                evaluate_run(run, train, test, ladder)
+                bundles = {experiment.views.pair: bundle, **baselines_of(run, train)}
+                evaluate_run(run, bundles, train, test, ladder)
             else:
                 run.publish(experiment.views.pair, bundle)
         print_summary(run)

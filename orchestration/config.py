@@ -17,8 +17,7 @@ from sepscene.augment.augmentations.settings import AugmentationChoice, Augmenta
 from sepscene.augment.locations import is_utf8
 from sepscene.augment.store.separated_store import StoreSettings
 from sepscene.augment.views import PCM_BYTES, Views
-from sepscene.models.card import dotted
-from sepscene.models.config import Config, SepsceneError
+from sepscene.models.config import Config, SepsceneError, dotted
 from sepscene.models.custom import EncoderChoice, separator_code
 from sepscene.models.files import write_atomically
 from sepscene.models.names import is_custom
@@ -320,12 +319,7 @@ class Experiment(Config):
         """
         short = "specaugment."
         longer = {full_name(field) if field.startswith(short) else field: changes[field] for field in changes}
-        try:
-            return super().changed(longer)
-        except ValidationError as error:
-            raise SepsceneError(
-                f"bad configuration in {self.name} with {', '.join(changes)}:\n{explain(error)}"
-            ) from None
+        return parse_experiment(self._tree_with(longer), f"{self.name} with {', '.join(changes)}")
 
     def save(self, path: Path) -> None:
         """Write the complete configuration as YAML."""

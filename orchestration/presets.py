@@ -20,7 +20,7 @@ from typing import Any, Literal
 from sepscene import models
 from sepscene.augment.views import CurriculumPoint, Views
 from sepscene.models.config import SepsceneError
-from sepscene.models.settings import Cnn14Config, PatchTransformerConfig, TDCNppConfig
+from sepscene.models.settings import Cnn14Config, PatchTransformerConfig, TDCNppConfig, stft_bins
 from sepscene.models.spelling import unknown
 from sepscene.orchestration.config import Data, Evaluation, Experiment, Resources, Store, Training, load_experiment
 from sepscene.orchestration.objective_config import Objective
@@ -226,9 +226,8 @@ def architectures(scale: Scale) -> Experiment:
     if scale == "mini":
         raise SepsceneError("beyond/architectures needs a separator that scale mini does not have: use --scale tiny")
     network = SCALES[scale]().separator.network
-    basis = {"basis": "stft", "window_samples": 512, "hop_samples": 256}
-    plain = {key: value for key, value in network.model_dump().items() if key != "coefficients"}
-    stft = TDCNppConfig.model_validate({**plain, **basis})
+    basis = {"basis": "stft", "window_samples": 512, "hop_samples": 256, "coefficients": stft_bins(512)}
+    stft = network.changed(basis)
     row = _row("beyond/architectures", scale, Views(combination=("S2", "N")), coincidence=True)
     return row.changed({"separator.beside": {"STFT": stft}, "views.combination": ["S2", "N", "STFT"]})
 
@@ -237,8 +236,8 @@ def patch_transformer(scale: Scale) -> Experiment:
     """Beyond the paper: another encoder, a transformer on patches of the log-mel, with a size for each scale."""
     row = _row("beyond/patch-transformer", scale, Views(combination=("S2", "N")), coincidence=True)
     sizes = {"paper": PatchTransformerConfig(), "small": PatchTransformerConfig.small()}
-    encoder = sizes.get(scale, PatchTransformerConfig.tiny()).model_dump()
-    return row.changed({"encoder": encoder | {"mel_bands": row.front_end.mel_bands}})
+    encoder = sizes.get(scale, PatchTransformerConfig.tiny())
+    return row.changed({"encoder": encoder, "encoder.mel_bands": row.front_end.mel_bands})
 
 
 def demo(scale: Scale = "tiny") -> Experiment:

@@ -84,6 +84,17 @@ class Tied(MelNet):
         return super().forward(logmel_BLF) * self.phase.abs().mean()
 
 
+class AliasedConfig(BaseModel):
+    size: int = Field(4, alias="units")
+    embedding_dim: int = 6
+
+
+class Aliased(MelNet):
+    """The configuration has another name for a setting than the code."""
+
+    Config = AliasedConfig
+
+
 class Wrong(MelNet):
     def forward(self, logmel_BLF):
         return super().forward(logmel_BLF)[:, :3]

@@ -82,6 +82,14 @@ def test_imports_follow_the_rules(path: Path) -> None:
         assert not {name.split(".")[0] for name in names} & {"ray", "mlflow"}, "only orchestration/ may import them"
 
 
+def test_evaluation_trains_nothing() -> None:
+    """The pipeline makes all encoders. The room that evaluates them imports nothing of the one that trains."""
+    files = (REPOSITORY / "orchestration" / "evaluation").glob("*.py")
+    names = {name for path in files for name in imported(path)}
+    assert "sepscene.orchestration.config" in names
+    assert [name for name in names if name.startswith("sepscene.orchestration.training")] == []
+
+
 def test_the_rules_cover_real_files() -> None:
     assert len(FILES) > 30 and "ray.data" in imported(REPOSITORY / "orchestration" / "training" / "stream.py")
 

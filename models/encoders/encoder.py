@@ -18,8 +18,8 @@ import torch
 from pydantic import Field, SerializerFunctionWrapHandler, field_serializer, model_validator
 from torch import Tensor, nn
 
-from sepscene.models.card import CARD_FILE, WEIGHTS_FILE, WeightsCard, read_card, validated
-from sepscene.models.config import CheckpointError, Config, SepsceneError
+from sepscene.models.card import CARD_FILE, WEIGHTS_FILE, WeightsCard, read_card
+from sepscene.models.config import CheckpointError, Config, SepsceneError, validated
 from sepscene.models.custom import CustomEncoder, EncoderChoice
 from sepscene.models.encoders.frontend import LogMel
 from sepscene.models.encoders.model_card import model_card

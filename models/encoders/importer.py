@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sepscene.models.card import validated
-from sepscene.models.config import SepsceneError
+from sepscene.models.config import SepsceneError, validated
 from sepscene.models.encoders.cnn14 import Cnn14
 from sepscene.models.encoders.encoder import Encoder, EncoderConfig, save_encoder
 from sepscene.models.encoders.frontend import FRONT_ENDS, LogMel

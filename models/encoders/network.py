@@ -87,7 +87,7 @@ def with_defaults(choice: EncoderChoice) -> EncoderChoice:
     """
     if not isinstance(choice, CustomEncoder):
         return choice
-    return CustomEncoder(use=choice.use, **settings_of(choice).model_dump(mode="json"))
+    return CustomEncoder(use=choice.use, **settings_of(choice).model_dump(mode="json", by_alias=True))
 
 
 def mismatch(choice: EncoderChoice, front_end: FrontEndConfig, seconds: float) -> str:

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from sepscene.models.card import CARD_FILE, WEIGHTS_FILE, WeightsCard, read_card, validated
-from sepscene.models.config import CheckpointError, SepsceneError
+from sepscene.models.card import CARD_FILE, WEIGHTS_FILE, WeightsCard, read_card
+from sepscene.models.config import CheckpointError, SepsceneError, validated
 from sepscene.models.custom import CustomCode, identity, instantiate, reporting_errors
 from sepscene.models.weights import check_finite, complete_card, load_weights, serialised, write_folder
 

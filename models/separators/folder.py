@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from sepscene.models.card import CARD_FILE, read_card, validated
-from sepscene.models.config import CheckpointError
+from sepscene.models.card import CARD_FILE, read_card
+from sepscene.models.config import CheckpointError, validated
 from sepscene.models.custom import CustomCode
 from sepscene.models.separators.custom import ARCHITECTURE, CustomSeparator, read_custom
 from sepscene.models.separators.foreign import ConvTasNetConfig, ConvTasNetSeparator

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from sepscene.models.card import validated
-from sepscene.models.config import CheckpointError, Config
+from sepscene.models.config import CheckpointError, Config, validated
 from sepscene.models.files import parse_json
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.separators.tf_bundle import TFBundle

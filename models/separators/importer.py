@@ -17,8 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sepscene.models.card import validated
-from sepscene.models.config import CheckpointError, first_line
+from sepscene.models.config import CheckpointError, first_line, validated
 from sepscene.models.files import BAD_ZIP
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.foreign import ConvTasNetConfig, ConvTasNetSeparator

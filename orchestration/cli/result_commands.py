@@ -34,8 +34,9 @@ def evaluate(
 ) -> None:
     """Evaluate the encoder of a run.
 
-    Compares the encoder with the run's baselines and writes the run's report. With --task, evaluates the encoder on
-    public benchmarks instead; `sepscene compare --tasks` shows their table.
+    Compares the encoder with the run's baselines and writes the run's report. A baseline that the run does not have
+    yet is trained first, e.g. after `pretrain --no-evaluate`. With --task, evaluates the encoder on public benchmarks
+    instead; `sepscene compare --tasks` shows their table.
 
     Examples:
 
@@ -48,6 +49,7 @@ def evaluate(
         _evaluate_on_tasks(run, task, out, name, device)
         return
     from sepscene.orchestration.config import load_experiment
+    from sepscene.orchestration.pipeline.baselines import baselines_of
     from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, print_summary
     from sepscene.orchestration.pipeline.run import Run
     from sepscene.orchestration.pipeline.session import prepared_session
@@ -58,7 +60,9 @@ def evaluate(
     with prepared_session(experiment, address, verbose):
         with Run.open(run.resolve(), experiment, tracking_uri_of(run), console, resume=True) as opened:
             train, test = opened.manifests
-            evaluate_run(opened, train, test, opened.ladder(train))
+            ladder = opened.ladder(train)
+            bundles = {experiment.views.pair: opened.files.encoder, **baselines_of(opened, train)}
+            evaluate_run(opened, bundles, train, test, ladder)
         print_summary(opened)
 
 

@@ -89,7 +89,7 @@ def _from_file(
 ) -> "SweepConfig":
     """The sweep of a file. Only its budget can be changed on the command line."""
     from sepscene.models.config import SepsceneError
-    from sepscene.orchestration.sweeps.config import load_sweep, make_sweep
+    from sepscene.orchestration.sweeps.config import load_sweep
 
     defaults = {"scale": "tiny", "search": "grid", "scheduler": "none", "seeds": 1}
     given = [f"--{name}" for name, value in options.items() if value != defaults[name]]
@@ -97,8 +97,7 @@ def _from_file(
     if given:
         raise SepsceneError(f"{path} describes a whole sweep: put {', '.join(given)} into the file")
     config = load_sweep(path)
-    changed_budget = config.budget.model_dump() | {name: value for name, value in budget.items() if value is not None}
-    return make_sweep(**{**config.model_dump(), "budget": changed_budget})
+    return config.changed({f"budget.{name}": value for name, value in budget.items() if value is not None})
 
 
 def sweep_of(given: dict[str, Any]) -> "SweepConfig":

@@ -133,9 +133,9 @@ def on_cluster(actors: int, gpus_per_actor: float = 0.0, bfloat16: bool = False,
     import ray
     from ray.data import ActorPoolStrategy
 
+    from sepscene.orchestration.runtime.actor_pools import finite_retries
     from sepscene.orchestration.runtime.placement import DATA_TASK_CPUS, Demand, check_placement, cluster_nodes
     from sepscene.orchestration.runtime.ray_compat import blocks_of, configure_data
-    from sepscene.orchestration.training.stream import finite_retries
 
     actor = Demand("embedding actor", 1.0, gpus_per_actor, knobs="--actors or --gpus")
     check_placement([actor] * actors + [Demand("reader", DATA_TASK_CPUS, knobs="--actors")], cluster_nodes())

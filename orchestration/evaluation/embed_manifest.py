@@ -16,10 +16,10 @@ from sepscene.augment.audio import AudioFormat
 from sepscene.models.trust import trust_variables
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.evaluation.embed_clips import EmbedClips
+from sepscene.orchestration.runtime.actor_pools import finite_retries, separation_pool
 from sepscene.orchestration.runtime.allocator import allocator_variables
 from sepscene.orchestration.runtime.placement import actor_demand
 from sepscene.orchestration.runtime.ray_compat import blocks_of
-from sepscene.orchestration.training.stream import finite_retries, separation_pool
 from sepscene.tasks.datasets.readers import Manifest
 from sepscene.tasks.evaluation.shortcuts import ClipFeatures
 

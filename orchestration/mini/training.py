@@ -116,6 +116,9 @@ class MiniTrainer(Pretrainer):
     def advance(self) -> None:
         """Train one step on the next rows of the schedule.
 
+        A trial does not need the loop of `training.hooks`: its rows are in memory, so that no batch is waited for, and
+        in its two minutes nothing is saved, validated or reported between steps. A bad step ends it.
+
         Raises:
             SepsceneError: when the loss or the gradient is not finite.
         """

@@ -1,4 +1,7 @@
-"""The last stage of a run: evaluates its encoder, the baselines and the ladder, and collects the results."""
+"""The last stage of a run: evaluates its encoder, the baselines and the ladder, and collects the results.
+
+It trains nothing: all encoders are made before.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -44,29 +47,19 @@ SHARED_EVENT_SCENES = 32
 """Number of scenes from whose sources the share of pairs with a common event is estimated."""
 
 
-def encoders_of(run: Run, train: Manifest) -> dict[str, Path]:
-    """The run's encoder and its baselines, which are trained if they are missing: name -> bundle's folder."""
-    views = run.experiment.views
-    bundles: dict[str, Path] = {views.pair: run.files.encoder}
-    if run.experiment.evaluation.baselines:
-        if views.separates:
-            bundles["mix-mix"] = run.encoder(train, {}, pair="mix-mix")
-        bundles["untrained"] = run.untrained()
-    return bundles
-
-
-def evaluate_run(run: Run, train: Manifest, test: Manifest, ladder: dict[str, str]) -> RunResults:
+def evaluate_run(
+    run: Run, bundles: Mapping[str, Path], train: Manifest, test: Manifest, ladder: dict[str, str]
+) -> RunResults:
     """Evaluate the run's encoder and its baselines, write results.json and the report, and log both.
 
     Args:
-        run: its encoder must be trained.
+        bundles: name of each encoder -> folder of its bundle; the run's own encoder is the first.
         train: the clips that train the probes.
         test: the clips that are evaluated; for cross-validation, the same as `train`.
         ladder: processor name -> folder, evaluated on held-out mixtures.
     """
     experiment = run.experiment
     scores = scores_of_ladder(ladder, test, experiment) if ladder else None
-    bundles = encoders_of(run, train)
     run.record_inputs(ladder, training=train, evaluation=test)
     parts = (train,) if experiment.data.by_folds else (train, test)
     clips = sum(len(part.clips) for part in parts)

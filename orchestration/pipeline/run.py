@@ -391,10 +391,3 @@ class Run:
         self.tracker.tag(stage, {"bottleneck": advice})
         if stage == pretraining_stage(self.experiment.views.pair):
             self.tracker.tag("", {"bottleneck": advice})
-
-    def untrained(self) -> Path:
-        """The bundle of the untrained encoder, a baseline."""
-        bundle = self.files.baseline("untrained")
-        if not bundle.exists():
-            save_encoder(encoder_of(self.experiment, None), bundle, {"title": "untrained", "steps": 0})
-        return bundle

@@ -54,7 +54,7 @@ class Quarantine(Hook):
             self.faults[str(batch["uri"][n])] = str(batch["fault"][n])
 
     def after_step(self, step: Step) -> None:
-        """Exchange the workers' faults, in every step with an unusable row."""
+        """Exchange the workers' faults, in every step with an unusable row; report the number of clips so far."""
         self.empty = 0 if step.usable or not step.rows else self.empty + 1
         if step.usable < step.rows:
             self._share(step)
@@ -78,7 +78,10 @@ class Quarantine(Hook):
 
 
 class BadSteps(Hook):
-    """Stores the rows of steps whose loss or gradient was not finite, and stops the run when there are too many."""
+    """Stores the rows of steps whose loss or gradient was not finite, and stops the run when there are too many.
+
+    Such a step has the metric `bad` of a `Pretrainer`.
+    """
 
     def __init__(self, folder: StageFolder, bad_rows: list[list[int]], most: int) -> None:
         """Args:

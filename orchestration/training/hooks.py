@@ -1,8 +1,13 @@
 """The training loop and its hooks.
 
 The loop takes the next batch, trains on it, and calls the hooks. Everything else (metrics, diagnostics, checkpoints,
-reports to the driver) is a hook with its own interval, independent of the other hooks. Hooks are called in the order of
-their list. Each gets the same `Step`, and adds its metrics and events to it.
+reports to the driver) is a hook. Hooks are called in the order of their list, and the one that reports is called last.
+Each gets the same `Step`, which has the metrics of `Worker.consume`, and adds its metrics and events to it.
+
+A hook works at every step, or at its own interval: diagnostics, validation and checkpoints each have one. All hooks
+share the interval of the reports: the loop asks them before each step (`Hook.needs_report`), and after it
+`Step.reported` is the same for all hooks and workers. Metrics that are only needed in a report, such as the balance of
+the stream, are computed at those steps.
 
 Shapes: N rows of this worker's part of a batch.
 """
@@ -106,7 +111,7 @@ class Hook:
         """Called after each step."""
 
     def at_end(self, last: Step) -> None:
-        """Called at the end of the stream; additions to `last` are part of the last report."""
+        """Called at the end of the stream; additions to `last` are part of the last report. Not after a fatal step."""
 
 
 def usable_rows(batch: Batch) -> np.ndarray:
@@ -138,13 +143,17 @@ def consume_rows(ledger: Ledger, batch: Batch, device: torch.device, usable: int
     return rows
 
 
-def run_steps(worker: Worker, batches: Iterable[Batch], hooks: Sequence[Hook], pause: threading.RLock) -> None:
+def run_steps(
+    worker: Worker, batches: Iterable[Batch], hooks: Sequence[Hook], report: Hook, pause: threading.RLock
+) -> None:
     """Train on every batch of the stream, or until a hook sets `Step.fatal`. All workers call it together.
 
     Args:
         batches: this worker's parts of the global batches.
+        report: the hook that reports what the others have added to a step; it is called after them.
         pause: held during a step. A thread that holds it between two steps finds the worker's state consistent.
     """
+    hooks = [*hooks, report]
     began = time.perf_counter()
     requested = began
     for batch in batches:

@@ -81,10 +81,9 @@ def _train(
         StreamBalance(worker.experiment, worker.device),
         ValidationHook(worker.encoder, training.validation_every_steps, worker.last_step),
         saving,
-        Reporting(report),
     ]
     with fatal_when_out_of_memory(folder, memory_advice(worker.experiment, worker.local_rows)):
-        run_steps(worker, batches, hooks, saving.pause)
+        run_steps(worker, batches, hooks, Reporting(report), saving.pause)
 
 
 def memory_advice(experiment: Experiment, local_rows: int) -> str:

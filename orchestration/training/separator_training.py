@@ -219,10 +219,9 @@ def separator_worker(settings: dict[str, Any]) -> None:
         Quarantine(worker.ledger, settings["clips"], training.quarantine_share, worker.device),
         LadderHook(worker, folder.run.path, settings["held_out"]),
         saving,
-        Reporting(),
     ]
     with fatal_when_out_of_memory(folder, MEMORY_ADVICE):
-        run_steps(worker, batches, hooks, saving.pause)
+        run_steps(worker, batches, hooks, Reporting(), saving.pause)
 
 
 def train_separator(

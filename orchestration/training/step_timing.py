@@ -16,7 +16,7 @@ from sepscene.orchestration.training.hooks import Hook, Step
 
 
 class StepTiming(Hook):
-    """Metrics of a step's time on one worker."""
+    """Metrics of a step's time on one worker, from the metric `pairs` of a `Pretrainer`."""
 
     def __init__(self, experiment: Experiment, device: torch.device, workers: int) -> None:
         counting = ThreadPoolExecutor(1, thread_name_prefix="count-operations")

@@ -29,6 +29,7 @@ from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.augment.views import PCM_BYTES, patch_samples
 from sepscene.orchestration.config import Experiment, Resources
 from sepscene.orchestration.records.ledger import Ledger
+from sepscene.orchestration.runtime.actor_pools import finite_retries, separation_pool
 from sepscene.orchestration.runtime.placement import actor_demand, reader_demand, separates_live
 from sepscene.orchestration.runtime.precision import separation_precision
 from sepscene.orchestration.training.row_draws import DrawRows, PrefillRows
@@ -40,25 +41,6 @@ the time for drawing 64 rows; a task can draw many, because rows are small befor
 
 MIN_MEMORY = 128 * 2**20
 """Least object store memory of a stream, in bytes."""
-
-
-def finite_retries() -> dict[str, int]:
-    """How often Ray restarts an actor and repeats one of its calls; without limits it does so forever.
-
-    The crash quarantine needs three repeats to find a clip that crashes its actor (see `augment.crash_counts`).
-    """
-    return {"max_restarts": 1000, "max_task_retries": 4}
-
-
-def separation_pool(resources: Resources) -> ActorPoolStrategy:
-    """The pool of separation actors: a fixed number, or from `separation_actors_min` to `separation_actors`.
-
-    Ray 2.60 scales an elastic pool in each iteration of the stream's loop. It adds a seventh of the present actors, at
-    least one, while they process 1.75 blocks or more on average (2 is the most) and Ray Data's budget permits. Below
-    0.5 blocks it removes one. An actor that the cluster cannot place yet waits.
-    """
-    counts = resources.separation_counts
-    return ActorPoolStrategy(min_size=counts[0], max_size=counts[-1])
 
 
 def schedule_of(experiment: Experiment, clips: int) -> Schedule:

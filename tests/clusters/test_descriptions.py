@@ -170,7 +170,7 @@ def test_the_two_clouds_differ_only_where_they_must() -> None:
     [
         ("pools: []", "bad list of pools"),
         ("pools: [{name: a, nodes: 1, cpus: 0}]", "greater than 0"),
-        ("pools: [{name: a, nodes: 1, cpus: 1, gpu: 1}]", "Extra inputs"),
+        ("pools: [{name: a, nodes: 1, cpus: 1, gpu: 1}]", "pools.0.gpu: unknown field (did you mean gpus?)"),
         ("a: [", "is not YAML"),
         ("just: words", "does not describe the resources of its machines"),
         ("available_node_types: {a: {resources: {}, node_config: {}}}", "has no number of CPUs"),

@@ -83,3 +83,17 @@ def test_an_error_suggests_the_most_similar_section() -> None:
         Whole().changed({"bax.width": 2})
     with pytest.raises(SepsceneError, match=r"name\.first is not a field of the configuration: name is not a section"):
         Whole().changed({"name.first": 2})
+
+
+def test_a_change_is_validated_and_its_error_names_the_field() -> None:
+    with pytest.raises(SepsceneError, match=r"box\.widht: unknown field \(did you mean width\?\); known are width"):
+        Whole().changed({"box.widht": 2})
+    with pytest.raises(SepsceneError, match=r"bad configuration with box\.width: box\.width: Input should be a valid"):
+        Whole().changed({"box.width": "wide"})
+
+
+def test_a_section_and_a_field_of_it_can_be_changed_together() -> None:
+    assert Whole().changed({"box": Box(width=2.0), "name": "y"}) == Whole(name="y", box=Box(width=2.0))
+    assert Whole().changed({"shape": Square(length=3.0), "shape.colour": "green"}) == Whole(
+        shape=Square(length=3.0, colour="green")
+    )

@@ -118,6 +118,8 @@ def test_training_with_a_custom_augmentation(nano: Experiment, tmp_path: Path, m
     assert consumed(one, rows)["loss"] > 0
     with pytest.raises(SepsceneError, match=r"augmentations\.mine \(auglab\.nets:Flip\): share: "):
         check_parts(nano.changed({"augmentations": {"mine": {"use": "auglab.nets:Flip", "share": "much"}}}))
+    with pytest.raises(SepsceneError, match=r"auglab\.nets:Flip\): shaer: unknown field \(did you mean share\?\)"):
+        check_parts(nano.changed({"augmentations": {"mine": {"use": "auglab.nets:Flip", "shaer": 0.1}}}))
     trust_code("auglab.nets:FlipNoSettings")
     with pytest.raises(SepsceneError, match=r"\(auglab\.nets:FlipNoSettings\) needs a class attribute Config"):
         check_parts(nano.changed({"augmentations": {"mine": {"use": "auglab.nets:FlipNoSettings"}}}))

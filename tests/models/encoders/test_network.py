@@ -59,6 +59,13 @@ def test_encoders_of_all_kinds_round_trip(mark: Path, tmp_path: Path, which: str
             export_panns(encoder, tmp_path / "panns.pth")
 
 
+def test_settings_with_an_alias_are_saved(mark: Path, tmp_path: Path) -> None:
+    encoder = Encoder(EncoderConfig(trunk=custom("Aliased", units=3))).eval()
+    save_encoder(encoder, tmp_path / "bundle", {})
+    trunk: Any = load_encoder(tmp_path / "bundle").trunk
+    assert trunk.config.size == 3 and encoder.config.trunk.options == {"units": 3, "embedding_dim": 6}
+
+
 def test_tied_weights_and_complex_buffers_are_saved(mark: Path, tmp_path: Path) -> None:
     encoder = Encoder(EncoderConfig(trunk=custom("Tied"))).eval()
     save_encoder(encoder, tmp_path / "bundle", {})
@@ -104,6 +111,7 @@ def test_bundles_of_cnn14_are_as_older_versions_wrote_them(tmp_path: Path) -> No
     ("name", "options", "message"),
     [
         ("MelNet", {"size": 0}, r"encoder netlab.nets:MelNet: size: Input should be greater than or equal to 1"),
+        ("MelNet", {"siez": 9}, r"MelNet: siez: unknown field \(did you mean size\?\); known are size, embedding_dim"),
         ("Wrong", {}, r"returns a tensor of shape \(2, 3\) for two patches, not finite numbers of shape \(2, 6\)"),
         ("NoSettings", {}, "needs a class attribute Config, a pydantic model"),
         ("NetConfig", {}, r"is not a subclass of torch\.nn\.Module"),

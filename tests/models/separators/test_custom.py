@@ -84,6 +84,7 @@ def test_a_card_whose_options_are_not_a_mapping_is_rejected(tmp_path: Path) -> N
         ("Neighbours", {}, "depend on the other clips of a batch"),
         ("Flat", {}, r"returns a Tensor of shape \(2, 8000\), not a tensor of shape \(2, 2, 8000\)"),
         ("Split", {"sources": 0}, "sources: Input should be greater than or equal to 1"),
+        ("Split", {"source": 3}, r"source: unknown field \(did you mean sources\?\)"),
         ("Split", {"sample_rate": 8000}, "works at 8000 Hz but audio.sample_rate is 16000"),
         ("MelNet", {}, "needs an attribute sample_rate"),
         ("Missing", {}, "cannot be imported on"),

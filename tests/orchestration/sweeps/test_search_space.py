@@ -185,5 +185,7 @@ def test_a_file_gives_the_whole_sweep_and_the_command_line_can_change_the_budget
     defaults = {"scale": "tiny", "search": "grid", "scheduler": "none", "seeds": 1}
     more = _from_file(path, [], None, defaults, {"hours": 5.0, "trials": None, "gpu_hours": None})
     assert more.budget.hours == 5.0 and more.identity() == load_sweep(path).identity()
+    with pytest.raises(SepsceneError, match=r"budget\.hours: Input should be greater than 0"):
+        _from_file(path, [], None, defaults, {"hours": -5.0, "trials": None, "gpu_hours": None})
     with pytest.raises(SepsceneError, match="put --search, --over into the file"):
         _from_file(path, ["alpha=1"], None, {**defaults, "search": "random"}, {})

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from threading import RLock
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ class Recorder(Hook):
 def trained(one: Pretrainer, batches: Iterable[Batch], *hooks: Hook) -> Recorder:
     """Train on some batches with these hooks."""
     recorder = Recorder()
-    run_steps(one, batches, [*hooks, recorder], RLock())
+    run_steps(one, batches, hooks, recorder, RLock())
     return recorder
 
 
@@ -222,8 +223,26 @@ def test_the_first_step_is_reported_immediately_and_later_ones_together(
     monkeypatch.setattr(saving, "REPORT_SECONDS", seconds)
     sent: list[list[int]] = []
     reporting = saving.Reporting(lambda report: sent.append([record["step"] for record in report["steps"]]))
-    run_steps(worker(nano), map(batch, range(3)), [reporting], RLock())
+    run_steps(worker(nano), map(batch, range(3)), [], reporting, RLock())
     assert sent == reports
+
+
+def test_the_report_has_the_additions_of_all_hooks_and_a_fatal_step_ends_the_loop(nano: Experiment) -> None:
+    class Ending(Hook):
+        ended = False
+
+        def after_step(self, step: Step) -> None:
+            step.metrics["added"] = step.number
+            step.fatal = "enough" if step.number == 2 else ""
+
+        def at_end(self, last: Step) -> None:
+            self.ended = True
+
+    sent: list[dict[str, Any]] = []
+    hook = Ending()
+    run_steps(worker(nano), map(batch, range(3)), [hook], saving.Reporting(sent.append), RLock())
+    assert [record["added"] for report in sent for record in report["steps"]] == [1, 2]
+    assert sent[-1]["fatal"] == "enough" and not hook.ended
 
 
 def test_fillers_are_not_counted(nano: Experiment) -> None:
