@@ -61,7 +61,7 @@ class Stream:
         return _SPECAUGMENT if self.name == "specaugment" else self.number + 2
 
     def probability(self, done_N: np.ndarray) -> np.ndarray:
-        """The probability once a share `done_N` of the run's rows is completed."""
+        """The probability when the share `done_N` of the run's rows is completed."""
         times = [at for at, _ in self.points]
         return np.interp(done_N, times, [probability for _, probability in self.points])
 

@@ -29,8 +29,10 @@ import pyarrow.parquet as pq
 from sepscene.augment.arrow_files import AUDIO_COLUMN, audio_value
 from sepscene.models.config import SepsceneError, first_line
 
-PASSING = "cannot be read at present"
+TEMPORARY = "temporarily unreadable"
 """Prefix of the cause for a clip that may be readable later: its disk or server does not respond."""
+
+_EARLIER_TEMPORARY = "cannot be read at present"  # the prefix in ledgers of earlier versions
 
 NO_SUCH_FILE = "no such file"
 """Cause of a `ClipError` for a missing clip, as opposed to a damaged one."""
@@ -64,6 +66,11 @@ class ClipError(SepsceneError):
 
     def __str__(self) -> str:
         return f"{self.uri}: {self.cause}"
+
+
+def is_temporary(cause: str) -> bool:
+    """Whether a clip with this cause may be readable later."""
+    return cause.startswith((TEMPORARY, _EARLIER_TEMPORARY))
 
 
 def is_utf8(name: str) -> bool:

@@ -115,7 +115,7 @@ class Views(Config):
         return self.weights or (1.0,) * len(self.combination)
 
     def weights_at(self, done_N: np.ndarray) -> np.ndarray:
-        """The curriculum's normalised probabilities (N, K), once a share `done_N` of the run's rows is completed."""
+        """The curriculum's normalised probabilities (N, K), when the share `done_N` of the rows is completed."""
         share_PK = np.array([point.weights for point in self.curriculum], np.float64)
         share_PK /= share_PK.sum(axis=1, keepdims=True)
         times = [point.at for point in self.curriculum]

@@ -8,7 +8,7 @@ Reads the sources and imports nothing, so it needs neither Ray nor torch.
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -20,7 +20,8 @@ def main(arguments: list[str]) -> int:
     """Write the reference, or with --check list the names without a docstring; returns the exit code."""
     modules = dict(read_modules(REPOSITORY))
     if arguments == ["--check"]:
-        missing = [f"{module}: {name}" for module, tree in modules.items() for name in undocumented(tree)]
+        classes = classes_of(modules.values())
+        missing = [f"{module}: {name}" for module, tree in modules.items() for name in undocumented(tree, classes)]
         print("\n".join(missing) or "every public name has a docstring")
         return bool(missing)
     out = Path(arguments[0]) if arguments else REPOSITORY / "build" / "api"
@@ -144,8 +145,11 @@ def prose(docstring: str | None) -> str:
     return "\n".join(lines).strip()
 
 
-def undocumented(tree: ast.Module) -> Iterator[str]:
-    """Public functions, classes and methods without a docstring, and the module itself if it has none."""
+def undocumented(tree: ast.Module, classes: dict[str, ast.ClassDef]) -> Iterator[str]:
+    """Public functions, classes and methods without a docstring, and the module itself if it has none.
+
+    A method that overrides a documented one needs none. `classes` are all classes of the project by name.
+    """
     if ast.get_docstring(tree) is None and tree.body:
         yield "the module"
     for node in tree.body:
@@ -154,8 +158,24 @@ def undocumented(tree: ast.Module) -> Iterator[str]:
                 yield node.name
             for item in node.body if isinstance(node, ast.ClassDef) else ():
                 missing = isinstance(item, Callable) and is_public(item.name) and ast.get_docstring(item) is None
-                if missing and item.name != "forward":  # documented by its class
+                # `forward` is documented by its class.
+                if missing and item.name != "forward" and not is_inherited(item.name, node, classes):
                     yield f"{node.name}.{item.name}"
+
+
+def classes_of(trees: Iterable[ast.Module]) -> dict[str, ast.ClassDef]:
+    """All classes of the modules, by name."""
+    return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def is_inherited(method: str, node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> bool:
+    """Whether one of the base classes, or of their base classes, has a docstring for the method."""
+    bases = [classes[name] for name in map(ast.unparse, node.bases) if name in classes]
+    return any(
+        is_inherited(method, base, classes)
+        or any(isinstance(item, Callable) and item.name == method and ast.get_docstring(item) for item in base.body)
+        for base in bases
+    )
 
 
 def is_public(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Resolves the names of classes and functions in configurations and bundles; the only place that does.
+"""Resolves the names of classes and functions in configurations and bundles. No other module does this.
 
 Exchangeable parts (encoders, loss terms, augmentations) have a short name if they are built in, and an import path
 `package.module:Name` if they are custom. `name_of` checks the spelling when a configuration is read and imports

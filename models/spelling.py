@@ -19,7 +19,7 @@ def unknown(name: str, known: Collection[str], what: str) -> str:
     """A message for an unknown name; `what` is the kind of thing, e.g. "encoder"."""
     near = nearest(name, known)
     hint = f" (did you mean {near}?)" if near else ""
-    return f"there is no {what} {name!r}{hint}; known are {', '.join(known)}"
+    return f"there is no {what} {name!r}{hint}; known names: {', '.join(known)}"
 
 
 def unknown_field(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
@@ -31,7 +31,7 @@ def unknown_field(model: type[BaseModel], location: tuple[int | str, ...]) -> st
         spellings = {path.rpartition(".")[2]: path for path in _dotted(model)} | spellings
     near = nearest(str(last), spellings, cutoff=0.6)
     hint = f" (did you mean {spellings[near] or near}?)" if near else ""
-    return f"unknown field{hint}; known are {', '.join(siblings)}"
+    return f"unknown field{hint}; known fields: {', '.join(siblings)}"
 
 
 def near_choice(fault: Mapping[str, Any]) -> str:

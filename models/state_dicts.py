@@ -20,7 +20,7 @@ CONTAINERS = ("model", "state_dict")
 """Keys under which checkpoints store the state dict: `model` in PANNs, `state_dict` in Lightning."""
 
 MAX_EXPANSION = 4
-"""Weights hardly compress: a file whose content claims more than this many times its size is damaged or malicious."""
+"""Weights hardly compress: a file that claims to contain more than this many times its size is damaged or malicious."""
 
 _UNREADABLE = (  # exceptions of torch.load and safetensors for files that are damaged or of another kind
     *BAD_ZIP, SafetensorError, pickle.UnpicklingError, AttributeError, IndexError, TypeError,

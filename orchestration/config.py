@@ -327,7 +327,7 @@ class Experiment(Config):
 
 
 def full_name(field: str) -> str:
-    """The dotted field that a short form, e.g. objective.alpha, stands for; other fields are returned unchanged."""
+    """The full name of a field given in a short form, e.g. objective.alpha; other names are returned unchanged."""
     part, _, name = field.partition(".")
     if part == "objective" and name in (*SHORT_FORMS, "similarity"):
         term, setting = SHORT_FORMS.get(name, ("similarity", "use"))

@@ -39,7 +39,9 @@ class AugmentationSettings(Config):
     """Settings of all augmentations."""
 
     probability: float = Field(1.0, ge=0, le=1, description="share of the views that are changed; 0: off")
-    curriculum: tuple[ProbabilityPoint, ...] = Field((), description="`probability` as a function of the run, instead")
+    curriculum: tuple[ProbabilityPoint, ...] = Field(
+        (), description="the probability at points of the run, instead of `probability`"
+    )
 
     @model_validator(mode="after")
     def _one_probability_in_order(self) -> Self:

@@ -2,7 +2,7 @@
 
 A damaged clip stays damaged. But a clip that the system does not deliver, or whose folder is missing, can be available
 a moment later, when a network share is mounted again or a server responds again. So it is retried with growing pauses.
-A clip that still cannot be read gets a fault that begins with `PASSING`: this command gives it up, and a later command
+A clip that still cannot be read gets a fault that begins with `TEMPORARY`: this command gives it up, and a later one
 retries it. The same holds for missing permissions, except that there are no pauses.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from sepscene.augment.locations import NO_SUCH_FILE, PASSING, ClipError, local_path, split_member
+from sepscene.augment.locations import NO_SUCH_FILE, TEMPORARY, ClipError, local_path, split_member
 
 PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0)
 """Pauses before each further attempt at the clips of a block."""
@@ -62,7 +62,7 @@ class ReadRetries:
             except ClipError as error:
                 fault_N[n] = error.cause
                 if may_be_readable_later(error):
-                    fault_N[n] = f"{PASSING}: {error.cause}"
+                    fault_N[n] = f"{TEMPORARY}: {error.cause}"
                     if error.refused not in _LASTING:
                         left.append(n)
         return left

@@ -128,7 +128,7 @@ class SeparationService:
 
     @cached_property
     def forward(self) -> "Forward":
-        """Runs the networks."""
+        """Runs the networks on `clips_per_forward` clips at a time."""
         from sepscene.augment.separation.forward import Forward
 
         return Forward(self.device, self.clips_per_forward)

@@ -13,7 +13,7 @@ from sepscene.augment.store.folder import StoreFolder
 from sepscene.augment.store.shards import FOOTER, Place, ShardDamage, read_crop, read_footer, segment_samples_of
 
 _GROUPED = ["processor", "settings", "channels", "samples"]  # columns of a footer that `list_store` needs
-_LEFTOVER_SECONDS = 3600.0  # an incomplete shard of this age has no writer any more
+_LEFTOVER_SECONDS = 3600.0  # a shard that is still incomplete at this age was abandoned by its writer
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Removed:
 
 
 def list_store(store: str | StoreFolder) -> StoreListing:
-    """`sepscene store ls URI`: read all footers and print_summary their entries.
+    """`sepscene store ls URI`: read all footers and summarise their entries.
 
     Raises:
         StoreError: there is no store, or the filesystem fails.

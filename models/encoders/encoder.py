@@ -34,7 +34,7 @@ from sepscene.models.weights import README, card_text, check_finite, read_networ
 logger = logging.getLogger("sepscene")
 
 MAX_BATCH_SECONDS = 60
-"""Seconds of sound that are in the network at the same time, during inference."""
+"""Most seconds of sound in one forward pass of inference, but at least one clip."""
 MLFLOW_SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
 
 
@@ -252,7 +252,7 @@ def _import_custom(use: str, card: WeightsCard, directory: Path) -> None:
     code = card.metadata.get("code")
     version = code.get("version", "unknown") if isinstance(code, dict) else "unknown"
     if installed["version"] != version:
-        text = "%s was made with version %s of %s; version %s is installed here"
+        text = "%s was saved with version %s of %s, but version %s is installed"
         logger.warning(text, directory, version, installed["package"], installed["version"])
 
 

@@ -123,8 +123,8 @@ def save_custom(choice: CustomCode, directory: Path) -> WeightsCard:
         current = complete_card(fields, serialised(separator))
         if saved.digest != current.digest:
             raise CheckpointError(
-                f"{directory} was made with {_version(saved.config)}; here is {_version(current.config)}, or its "
-                "weights differ: install the version it was made with, or start another run"
+                f"{directory} was saved with {_version(saved.config)}, but {_version(current.config)} is installed, or "
+                "its weights differ: install the version it was saved with, or start another run"
             )
         return saved
     return write_folder(directory, fields, serialised(separator))
@@ -175,8 +175,8 @@ def read_custom(card: WeightsCard, weights: dict[str, Tensor], origin: Path) -> 
     separator = CustomSeparator(validated(CustomCode, {**options, "use": use}, message, CheckpointError))
     if separator.config != card.config:
         raise CheckpointError(
-            f"{origin.parent} was made with {_version(card.config)}; here is {_version(separator.config)}: install the "
-            f"version it was made with, or add it to the experiment again as {{use: {use!r}}}"
+            f"{origin.parent} was saved with {_version(card.config)}, but {_version(separator.config)} is installed: "
+            f"install the version it was saved with, or add it to the experiment again as {{use: {use!r}}}"
         )
     load_weights(separator, weights, origin)
     return separator

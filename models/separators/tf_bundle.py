@@ -125,7 +125,7 @@ def mask(crc: int) -> int:
 def _table(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     """All rows of a LevelDB table."""
     if len(content) < _FOOTER_BYTES or struct.unpack("<Q", content[-8:])[0] != _TABLE_MAGIC:
-        raise _Damaged("its end is not that of a table")
+        raise _Damaged("it does not end like a LevelDB table")
     footer = len(content) - _FOOTER_BYTES
     _, position = _handle(content, footer)  # the metaindex, which is empty in bundles
     index, _ = _handle(content, position)
@@ -175,7 +175,7 @@ def _varint(content: bytes, position: int) -> tuple[int, int]:
             return value, position
         shift += 7
         if shift > 63:
-            raise _Damaged(f"a number at byte {position} has no end")
+            raise _Damaged(f"the number before byte {position} is too long")
 
 
 def _fields(message: bytes) -> dict[int, list[Any]]:

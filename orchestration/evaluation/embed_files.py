@@ -185,7 +185,7 @@ class EmbedActor:
 
 
 def list_files(inputs: Iterable[str], left_out: LeftOut | None = None) -> list[str]:
-    """The sound files that the arguments of `sepscene embed` stand for, in their order, without duplicates.
+    """The sound files that the arguments of `sepscene embed` refer to, in their order, without duplicates.
 
     Args:
         inputs: any of
@@ -234,7 +234,7 @@ def usable_device(device: str) -> str:
 
 
 def _expand(text: str, left_out: LeftOut) -> Iterator[str]:
-    """The sound files that one argument stands for."""
+    """The sound files that one argument refers to."""
     path = Path(local_path(text) or "")
     if text == "-":
         for line in sys.stdin:

@@ -54,7 +54,7 @@ class TrialRecord(Config):
     ledger: LedgerResult | None = Field(None, description="None for the untrained encoder, which consumes no rows")
 
     def save(self, path: Path) -> None:
-        """Write it atomically."""
+        """Write the record atomically, as one line of JSON."""
         write_text_atomically(path, self.model_dump_json() + "\n")
 
 

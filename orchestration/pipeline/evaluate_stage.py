@@ -172,7 +172,7 @@ def collect_results(
 def _left_out(train: Manifest, test: Manifest, unread: int) -> dict[str, int]:
     """Numbers of files and clips of the data set that were not used, by reason."""
     counts = {f"files: {entry.reason}": entry.count for entry in train.skipped}
-    counts["listed clips whose sound file is missing"] = len(train.absent)
+    counts["listed clips without an audio file"] = len(train.absent)
     counts["clips that the evaluation could not read"] = unread
     for name, part in named_parts(train, test).items():
         counts[f"{name} without a label, in the evaluation only"] = part.unlabelled

@@ -52,7 +52,7 @@ logger = logging.getLogger("sepscene")
 
 
 BALANCE_EVERY = 10
-"""Every tenth report of the balance is printed among the progress."""
+"""Of this many reports of the balance, one is printed along with the progress."""
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, Field
 
-from sepscene.augment.locations import PASSING
+from sepscene.augment.locations import is_temporary
 from sepscene.orchestration.records.files import read_typed
 
 Row = Annotated[int, Field(ge=0)]
@@ -53,7 +53,7 @@ class Ledger:
             return self
         again = sum(end - start for start, end in self.unread)
         left = _without(self.intervals, self.unread)
-        usable = {uri: why for uri, why in self.quarantined.items() if not why.startswith(PASSING)}
+        usable = {uri: why for uri, why in self.quarantined.items() if not is_temporary(why)}
         return Ledger(self.rows, left, usable, self.untrained - again)
 
     def consume(self, row_N: np.ndarray) -> None:

@@ -34,7 +34,7 @@ from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.repeating import repeat_in_background
 
 if TYPE_CHECKING:
-    # It imports MLflow, which takes seconds: a run imports it in parallel to its first stage.
+    # It imports MLflow, which takes seconds: a run imports it in parallel with its first stage.
     from sepscene.orchestration.records.mlflow_client import MlflowStore
     from sepscene.tasks.datasets.readers import Manifest
 
@@ -314,7 +314,7 @@ class Tracker:
 
 
 class _UnusableCall(SepsceneError):
-    """A call that can never be made, independently of MLflow."""
+    """A call that would fail even if MLflow were available, so it is not repeated."""
 
 
 def sync(run_dir: Path, tracking_uri: str) -> None:

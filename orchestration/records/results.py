@@ -42,7 +42,7 @@ class Metric(Config):
     value: float
     low: float | None = Field(None, description="lower end of the interval")
     high: float | None = Field(None, description="upper end of the interval")
-    count: int | None = Field(None, description="clips, queries or seeds behind the number")
+    count: int | None = Field(None, description="number of clips, queries or seeds from which the value is computed")
     interval: str = Field("", description='method of the interval, e.g. "95 % bootstrap over clips"')
 
 

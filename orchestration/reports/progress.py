@@ -89,13 +89,11 @@ class Lines(Bar):
         self._write()
 
     def update(self, done: float | None = None, terms: str = "") -> None:
-        """As `Bar.update`."""
         super().update(done, terms)
         if self.live.get_time() - self.written >= LINE_SECONDS:
             self._write()
 
     def event(self, text: str) -> None:
-        """As `Bar.event`."""
         self._print(f"{self.task.description}: {text}")
 
     def end(self) -> None:

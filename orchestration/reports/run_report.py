@@ -23,7 +23,7 @@ from sepscene.orchestration.reports.sweep_report import write_sweep_report
 HEADLINE_METRICS = ("shallow_map", "linear_map", "knn_map", "qbe_map")
 MAX_CLASSES_SHOWN = 30
 CURVES_SHOWN = 6
-"""Learning curves that are visible without unfolding the others."""
+"""Learning curves that are visible at once; the others are in a collapsed section."""
 MAX_CURVES = 30
 
 

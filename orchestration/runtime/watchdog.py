@@ -1,4 +1,4 @@
-"""Watch for stopped processes while a training stage runs: they are reported within a minute and restarted later.
+"""Reports processes that are stopped during a training stage within a minute, and has them restarted later.
 
 Ray notices a process that was killed, but not one that is stopped (SIGSTOP, a debugger, a partly suspended machine):
 the run would wait without any message. The driver checks when the last step was reported, and whether processes of its
@@ -23,17 +23,17 @@ CHECK_SECONDS = 5.0
 """Time between two checks."""
 
 REPORT_SECONDS = 30.0
-"""A process that has been stopped this long is reported; on a cluster, it is reported if no step came for this long."""
+"""A process that has been stopped for this time is reported; on a cluster, if no step was reported for this time."""
 
 RESTART_SECONDS = 300.0
-"""A process that has been stopped this long is killed, so that Ray starts another one."""
+"""A process that has been stopped for this time is killed, so that Ray starts another one."""
 
 NO_STEP_SECONDS = 60.0
-"""A stage without a step for this long, and three times as long as ever before, is reported."""
+"""A stage without a step for this time, and for three times its longest wait so far, is reported."""
 
 
 class Watchdog:
-    """Checks the processes of the run and its metrics file. Call `look` often."""
+    """Checks the processes of the run and its metrics file. Call `check` often."""
 
     def __init__(
         self, metrics: Path, report: Callable[[str], None], processes: LocalProcesses | ClusterProcesses
@@ -44,7 +44,7 @@ class Watchdog:
         self.checked_at = 0.0
         self.processes = processes
         self.stopped: dict[RunProcess, float] = {}
-        """Process -> time since when it is stopped."""
+        """Process -> time at which it was found stopped."""
         self.reported: set[RunProcess] = set()
         self.killed: set[RunProcess] = set()
         self.size = self._size()
@@ -54,7 +54,7 @@ class Watchdog:
         self.wait_reported = False
         self.core = [(each, each.name()) for each in core_processes()]
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Report stopped processes and missing steps, and kill processes that have been stopped for too long.
 
         Raises:

@@ -29,7 +29,7 @@ EMPTY_BATCHES = 2
 """Consecutive global batches without a usable row after which the run stops, because the data must be missing."""
 
 _CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
-"""Torch's message on a CPU, in a plain RuntimeError; for other devices it raises a class of its own."""
+"""Torch's message on a CPU, in a plain RuntimeError; on other devices torch raises OutOfMemoryError."""
 
 
 class Quarantine(Hook):

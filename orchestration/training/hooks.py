@@ -25,7 +25,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from sepscene.augment.draws import FILLER
-from sepscene.augment.locations import PASSING
+from sepscene.augment.locations import is_temporary
 from sepscene.orchestration.records.checkpoints import TrainingState, read_checkpoint
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.tasks.distributed.gather import gather_ids, sum_over_workers
@@ -137,9 +137,9 @@ def consume_rows(ledger: Ledger, batch: Batch, device: torch.device, usable: int
     rows = gathered(present_N)
     ledger.consume(np.array(rows, np.int64))
     if usable < len(rows):
-        passing_N = np.array([str(fault).startswith(PASSING) for fault in batch["fault"]], bool)
+        temporary_N = np.array([is_temporary(str(fault)) for fault in batch["fault"]], bool)
         skipped = gathered(present_N & ~usable_rows(batch))
-        ledger.skip(np.array(skipped, np.int64), np.array(gathered(present_N & passing_N), np.int64))
+        ledger.skip(np.array(skipped, np.int64), np.array(gathered(present_N & temporary_N), np.int64))
     return rows
 
 

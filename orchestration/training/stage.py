@@ -154,7 +154,7 @@ class Stage:
             try:
                 while thread.is_alive():
                     thread.join(WAKE_SECONDS)
-                    watchdog.look()
+                    watchdog.check()
             finally:
                 stop.set()
                 if self.train_here:  # an interpreter that exits while a thread computes aborts

@@ -153,7 +153,7 @@ def _served(
 
 
 def _named(actor: type, shown: str) -> type:
-    """A subclass with a name of its own: Ray Data shows each actor by the name of its class."""
+    """A subclass whose name contains `shown`, because Ray Data identifies actors by their class name."""
     return type(f"{actor.__name__} of {shown}", (actor,), {}) if shown else actor
 
 

@@ -32,10 +32,10 @@ _FIRST_LOOK_CLIPS = 24  # spread over the manifest
 _ODDITIES: dict[str, Callable[[Recording], bool]] = {
     "silent, every sample is 0": lambda one: one.peak == 0,
     f"nearly silent, below {_QUIET_DB:g} dBFS": lambda one: one.peak > 0 and one.level_db < _QUIET_DB,
-    "have channels that cancel each other in the mean, the loudest is used": lambda one: one.cancels,
+    "have channels that cancel each other in the mean; the loudest one is used": lambda one: one.cancels,
     "have a silent channel": lambda one: one.channels > 1 and one.quietest_db < _QUIET_DB <= one.level_db,
     "clipped, more than 0.1 % of the samples are at full scale": lambda one: one.clipped > 1e-3,
-    "go beyond full scale and are limited to it": lambda one: one.peak > 1,
+    "exceed full scale and are clipped": lambda one: one.peak > 1,
     "have a constant offset (DC) of more than 0.05": lambda one: one.offset > 0.05,
     f"shorter than {_SHORT:g} s": lambda one: one.seconds < _SHORT,
 }

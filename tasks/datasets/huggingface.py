@@ -43,14 +43,14 @@ def read_huggingface(root: Root) -> Manifest:
     named = {state: _files(root, state) for state in states}
     for path in root.files(suffixes=[".arrow"]):
         if not any(path in files for files, _ in named.values()):
-            root.leave_out("no state.json names it", path)
+            root.leave_out("not listed in a state.json", path)
     root.used.update(path for path in root.everything if posixpath.basename(path) in _INFO_FILES)
     clips = (clip for files, split in named.values() for file in files for clip in _clips(root, file, split))
     return read_from(root, clips, "not inside an Arrow file")
 
 
 def _files(root: Root, state: str) -> tuple[list[str], str]:
-    """The Arrow files that a state.json names, and the split of their clips."""
+    """The Arrow files that a state.json lists, and the split of their clips."""
     folder = posixpath.dirname(state)
     try:
         content = parse_json(root.text(state))

@@ -103,7 +103,7 @@ class Manifest:
 
     def remarks(self) -> list[str]:
         """Notes for the user, including what was left out when the data set was read."""
-        absent = [f"clips that are listed, but whose sound is not there: {len(self.absent)}"] if self.absent else []
+        absent = [f"listed clips without an audio file: {len(self.absent)}"] if self.absent else []
         noted = any(note.startswith(ONE_CLASS) for note in self.notes)
         one_class = []
         if len(self.classes) == 1 and not noted:
@@ -180,7 +180,7 @@ def check_splits(splits: Iterable[str], source: str) -> None:
 def read_from(
     root: Root,
     clips: Iterable[Clip],
-    unused: str = "no table names it",
+    unused: str = "not listed in a table",
     classes: Sequence[str] | None = None,
     absent: Iterable[str] = (),
     notes: Iterable[str] = (),

@@ -259,7 +259,7 @@ def _reason_for_member(name: str, keys: set[str]) -> str:
     if suffix.lower() in AUDIO_SUFFIXES:
         return "another sound has the same key"
     if suffix.lower() in _LABEL_SUFFIXES:
-        return "another label file of its clip is read" if stem in keys else "no sound has its key"
+        return "its clip has another label file, which is used" if stem in keys else "no sound has the same key"
     return f"suffix {suffix or 'missing'} is not read"
 
 

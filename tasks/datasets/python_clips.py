@@ -29,7 +29,7 @@ _NOTES = b"sepscene.notes"
 
 
 def write_clips(clips: Iterable[Clip | Mapping[str, Any]], folder: Path | str) -> Path:
-    """Write a manifest of clips, to be read as `data.format=clips` with `data.root` set to the file.
+    """Write a manifest of clips, which a run uses with `data.format=clips` and `data.root` set to the file.
 
     Example:
         >>> clips = [{"uri": f"recordings/{n}.flac", "labels": "dog", "split": "train"} for n in range(3)]

@@ -97,7 +97,7 @@ def _read_table(root: Root) -> Manifest:
 
 def _from_tables(root: Root, tables: list[str], source: str) -> Manifest:
     clips = pa.concat_tables([_table_clips(root, table) for table in tables])
-    skipped = root.left_out("no table names it") if root.survey else ()
+    skipped = root.left_out("not listed in a table") if root.survey else ()
     return make_manifest(clips, source, skipped=skipped)
 
 

@@ -34,7 +34,7 @@ class LeftOut:
             self._names[reason].append(name)
 
     def merge(self, entry: Skipped) -> None:
-        """Add what another count has for one reason."""
+        """Add the files that another count has for one reason."""
         self._counts[entry.reason] += entry.count
         self._names[entry.reason] += entry.examples
 

@@ -99,7 +99,7 @@ def knn_map(
 
 
 def embedding_map(h_BD: Floats) -> Floats:
-    """Map embeddings to two dimensions for a plot: (B, 2). Neighbourhoods are meaningful; distances hardly are.
+    """Map embeddings to two dimensions for a plot: (B, 2). Neighbourhoods can be interpreted, large distances cannot.
 
     t-SNE after PCA to at most 50 dimensions; only PCA for fewer than 50 clips. The same clips give the same map.
     500 clips take about two seconds; select a subset if there are more.

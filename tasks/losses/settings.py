@@ -19,6 +19,11 @@ class TermSettings(Config):
         """The weight at step 0, 1, …"""
         return self.weight * min(1.0, (step + 1) / max(1, self.warmup_steps))
 
+    @property
+    def description(self) -> str:
+        """The loss and its settings in words, for cards and reports."""
+        raise NotImplementedError
+
 
 class NtXentSettings(TermSettings):
     """NT-Xent over the global batch (SimCLR), the paper's similarity loss."""
@@ -29,7 +34,6 @@ class NtXentSettings(TermSettings):
 
     @property
     def description(self) -> str:
-        """In words, for cards and reports."""
         return f"NT-Xent (tau {self.temperature:g}{', learned' if self.learn_temperature else ''})"
 
 
@@ -41,7 +45,6 @@ class TripletSettings(TermSettings):
 
     @property
     def description(self) -> str:
-        """In words, for cards and reports."""
         return f"triplet ({self.margin:g})"
 
 
@@ -55,7 +58,6 @@ class VicregSettings(TermSettings):
 
     @property
     def description(self) -> str:
-        """In words, for cards and reports."""
         return f"VICReg ({self.invariance:g}, {self.variance:g}, {self.covariance:g})"
 
 
@@ -66,7 +68,6 @@ class CoincidenceSettings(TermSettings):
 
     @property
     def description(self) -> str:
-        """In words, for cards and reports."""
         return "coincidence"
 
 
@@ -82,7 +83,6 @@ class CustomTerm(CustomPart, TermSettings):
 
     @property
     def description(self) -> str:
-        """In words, for cards and reports."""
         return self.use
 
 

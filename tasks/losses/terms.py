@@ -122,7 +122,6 @@ class NtXent(SimilarityTerm):
     def share(
         self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], gathered: Sequence[Tensor], start: int
     ) -> Tensor:
-        """See `Term.share`."""
         return nt_xent(local[0], local[1], gathered[0], gathered[1], start, self.temperature)
 
 
@@ -134,7 +133,6 @@ class Triplet(SimilarityTerm):
     def share(
         self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], gathered: Sequence[Tensor], start: int
     ) -> Tensor:
-        """See `Term.share`."""
         return triplet_loss(local[0], local[1], gathered[1], start, self.config.margin)
 
 
@@ -146,7 +144,6 @@ class Vicreg(SimilarityTerm):
     def share(
         self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], gathered: Sequence[Tensor], start: int
     ) -> Tensor:
-        """See `Term.share`."""
         weights = {name: getattr(self.config, name) for name in ("invariance", "variance", "covariance")}
         return vicreg(local[0], local[1], gathered[0], gathered[1], **weights)
 
@@ -167,7 +164,6 @@ class Coincidence(Term):
     def share(
         self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], gathered: Sequence[Tensor], start: int
     ) -> Tensor:
-        """See `Term.share`."""
         return coincidence_loss(self.head, h_1_nD, h_2_nD, gathered[0], start)
 
 

@@ -27,8 +27,12 @@ class BeyondRow:
 
 BEYOND: tuple[BeyondRow, ...] = (
     BeyondRow("beyond/weights", "S2∨N, N three times as often, SimCLR & CP", "table4/S2+N/simclr-cp"),
-    BeyondRow("beyond/curriculum-to-S2", "from N alone to S2 alone, SimCLR & CP", "table4/S2+N/simclr-cp"),
-    BeyondRow("beyond/curriculum-to-N", "from S2 alone to N alone, SimCLR & CP", "table4/S2+N/simclr-cp"),
+    BeyondRow(
+        "beyond/curriculum-to-S2", "S2∨N, curriculum from N alone to S2 alone, SimCLR & CP", "table4/S2+N/simclr-cp"
+    ),
+    BeyondRow(
+        "beyond/curriculum-to-N", "S2∨N, curriculum from S2 alone to N alone, SimCLR & CP", "table4/S2+N/simclr-cp"
+    ),
     BeyondRow("beyond/chan-chan", "S2∨N, chan vs chan, SimCLR & CP", "table4/S2+N/simclr-cp"),
     BeyondRow("beyond/architectures", "S2∨N∨untrained STFT network, SimCLR & CP", "table4/S2+N/simclr-cp"),
     BeyondRow("beyond/loudest", "S2∨N, always the loudest channel, SimCLR & CP", "table4/S2+N/simclr-cp"),

@@ -29,6 +29,22 @@ class Settings(Config):
         """T."""
 
 
+class Longer(Settings):
+    """Settings with a minute more."""
+
+    def samples(self) -> int: ...
+
+    def bare(self): ...
+
+
+class Longest(Longer):
+    """Settings with an hour more."""
+
+    def samples(self) -> int: ...
+
+    def new(self): ...
+
+
 def long_call(first_argument: dict[str, tuple[int, int]], second_argument: str = "a, b", *, third: float) -> int:
     """Does it.
 
@@ -71,8 +87,10 @@ def test_page_has_fields_signatures_and_sections(make_api: ModuleType) -> None:
     assert "_hidden" not in text
 
 
-def test_undocumented_names_are_found(make_api: ModuleType) -> None:
-    assert list(make_api.undocumented(ast.parse(SOURCE))) == ["Settings.bare"]
+def test_undocumented_names_are_found_unless_a_base_class_documents_them(make_api: ModuleType) -> None:
+    tree = ast.parse(SOURCE)
+    names = list(make_api.undocumented(tree, make_api.classes_of([tree])))
+    assert names == ["Settings.bare", "Longer.bare", "Longest.new"]
 
 
 def test_every_public_name_of_the_project_is_documented(

@@ -1,10 +1,10 @@
-"""Draws, ledger and losses of a tiny training are those of the day on which they were written down.
+"""Draws, ledger and losses of a tiny training equal the recorded ones.
 
-The same seeds must give the same numbers, whatever is rebuilt around them. A change that is meant to alter them runs
-`python -m tests.golden.test_golden`, which writes new ones, and says why in docs/log.md.
+The same seeds must give the same numbers after any change of the code. If a change is meant to alter them, record new
+ones with `python -m tests.golden.test_golden`, and state the reason in docs/log.md.
 
-Draws are integers of a hash and floats of one division: they must be equal to the last bit. Losses are sums of float32
-in the order of the day's kernels: 1e-5 of their size is what other processors may differ by.
+Draws are hashed integers, or floats from a single division, and must be equal bit for bit. Losses are sums of float32
+whose order depends on the kernel, so on other processors they may differ by 1e-5 of their value.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ CLIPS, STEPS, ROWS = 24, 4, 8
 
 
 def measured(nano: Experiment, folder: Path) -> dict[str, object]:
-    """The draws' digests, the rows of the ledger and the losses of four steps on mixtures alone."""
+    """Digests of the draws, intervals of the ledger, and losses of four steps on mixtures only."""
     write_scenes(folder, CLIPS, 0, "train", SceneConfig(clip_seconds=2.0))
     paths = np.array(sorted(str(path) for path in (folder / "train").glob("*.wav")), object)
     experiment = nano.changed({"views.pair": "mix-mix"})
@@ -48,11 +48,12 @@ def _digest(column: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(column).tobytes()).hexdigest()[:16]
 
 
-def test_the_numbers_are_those_that_were_written_down(nano: Experiment, tmp_path: Path) -> None:
-    found, written = measured(nano, tmp_path), json.loads(VALUES.read_text())
-    assert found["draws"] == written["draws"]
-    assert [list(interval) for interval in found["ledger"]] == written["ledger"]  # type: ignore[attr-defined]
-    np.testing.assert_allclose(found["losses"], written["losses"], rtol=1e-5)
+def test_numbers_equal_the_recorded_ones(nano: Experiment, tmp_path: Path) -> None:
+    found = measured(nano, tmp_path)
+    recorded = json.loads(VALUES.read_text())
+    assert found["draws"] == recorded["draws"]
+    assert [list(interval) for interval in found["ledger"]] == recorded["ledger"]  # type: ignore[attr-defined]
+    np.testing.assert_allclose(found["losses"], recorded["losses"], rtol=1e-5)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_error_suggests_the_most_similar_name() -> None:
-    with pytest.raises(SepsceneError, match=r"no encoder 'cnn41' \(did you mean cnn14\?\); known are cnn14, patch-"):
+    with pytest.raises(SepsceneError, match=r"no encoder 'cnn41' \(did you mean cnn14\?\); known names: cnn14, patch-"):
         resolve("cnn41", ENCODERS, "encoder")
-    with pytest.raises(ValueError, match=r"no encoder 'zzz'; known are .* or an import path package\.module:Name"):
+    with pytest.raises(ValueError, match=r"no encoder 'zzz'; known names: .* or an import path package\.module:Name"):
         name_of("zzz", ENCODERS, "encoder")
     with pytest.raises(ValueError, match="'zzz' is not an import path"):
         name_of("zzz", (), "separator")

@@ -41,27 +41,27 @@ class Whole(Config):
 def test_the_most_similar_name_is_found_in_any_case() -> None:
     assert nearest("CNN14", ("cnn14", "transformer")) == "cnn14" and nearest("S3", ("Table", "x")) == ""
     assert unknown("tabel2", ("table2", "table4"), "table") == (
-        "there is no table 'tabel2' (did you mean table2?); known are table2, table4"
+        "there is no table 'tabel2' (did you mean table2?); known names: table2, table4"
     )
-    assert unknown("zzz", ("table2",), "table") == "there is no table 'zzz'; known are table2"
+    assert unknown("zzz", ("table2",), "table") == "there is no table 'zzz'; known names: table2"
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"nmae": 1}, "unknown field (did you mean name?); known are name, box, shape, shapes"),
-        ({"widht": 1}, "unknown field (did you mean box.width?); known are name, box, shape, shapes"),
-        ({"sise": 1}, "unknown field (did you mean box.size?); known are name, box, shape, shapes"),
-        ({"box": {"widht": 1}}, "unknown field (did you mean width?); known are width, size"),
+        ({"nmae": 1}, "unknown field (did you mean name?); known fields: name, box, shape, shapes"),
+        ({"widht": 1}, "unknown field (did you mean box.width?); known fields: name, box, shape, shapes"),
+        ({"sise": 1}, "unknown field (did you mean box.size?); known fields: name, box, shape, shapes"),
+        ({"box": {"widht": 1}}, "unknown field (did you mean width?); known fields: width, size"),
         (
             {"shape": {"use": "square", "lenght": 1}},
-            "unknown field (did you mean length?); known are use, length, colour",
+            "unknown field (did you mean length?); known fields: use, length, colour",
         ),
         (
             {"shapes": {"a": {"use": "round", "radios": 1}}},
-            "unknown field (did you mean radius?); known are use, radius",
+            "unknown field (did you mean radius?); known fields: use, radius",
         ),
-        ({"shape": {"use": "round", "zzz": 1}}, "unknown field; known are use,"),
+        ({"shape": {"use": "round", "zzz": 1}}, "unknown field; known fields: use,"),
     ],
 )
 def test_an_error_lists_the_fields_of_the_section_of_an_unknown_field(given: dict[str, Any], message: str) -> None:

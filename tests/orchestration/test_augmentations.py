@@ -51,7 +51,7 @@ def test_short_forms_change_the_augmentation(nano: Experiment) -> None:
     assert nano.changed({"augmentations.specaugment.probability": 0}).used_augmentations == {}
     space = {"specaugment.warp_frames": [0, 3], "augmentations.specaugment.probability": ["0.5", 1]}
     assert checked_space(nano, space)["augmentations.specaugment.probability"] == [0.5, 1]
-    with pytest.raises(SepsceneError, match=r"no section 'specaugment'; known are gain"):
+    with pytest.raises(SepsceneError, match=r"no section 'specaugment'; known names: gain"):
         nano.changed({"augmentations": {"gain": {}}}).changed({"specaugment.warp_frames": 3})
     with pytest.raises(SepsceneError, match="augmentations has no specaugment"):
         parse_experiment({"name": "x", "scale": "tiny", "augmentations": {}, "specaugment": {}}, "x")

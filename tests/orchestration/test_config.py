@@ -69,7 +69,7 @@ def test_an_override_changes_one_field() -> None:
             {"objective.temperature": -1},
             r"objective\.terms\.similarity\.temperature: Input should be greater than 0 \(got -1\)",
         ),
-        ({"views.combination": ["S9"]}, r"no processor 'S9' \(did you mean S2\?\); known are N, F, S1, S2"),
+        ({"views.combination": ["S9"]}, r"no processor 'S9' \(did you mean S2\?\); known names: N, F, S1, S2"),
         (
             {"audio.sample_rate": 22050},
             "sample rates differ: audio.sample_rate 22050, front_end.sample_rate 16000, separator.network.sample_rate",

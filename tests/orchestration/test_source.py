@@ -1,4 +1,4 @@
-"""Custom code that is sent to a cluster, by itself and with a submitted job."""
+"""Custom code is sent to a cluster, with a run and with a submitted job."""
 
 from pathlib import Path
 

@@ -168,7 +168,7 @@ def test_two_augmentations_of_one_kind_have_different_draws() -> None:
     ("given", "says"),
     [
         ({"gian": {}}, r"no augmentation 'gian' \(did you mean gain\?\).*give it a `use`"),
-        ({"mine": {"use": "gian"}}, r"no augmentation 'gian' \(did you mean gain\?\); known are specaugment, gain"),
+        ({"mine": {"use": "gian"}}, r"no augmentation 'gian' \(did you mean gain\?\); known names: specaugment, gain"),
         ({"gain": {"db": 0}}, "greater than 0"),
         ({"gain": {"dB": 3}}, "dB"),
         ({"gain": {"probability": 1.5}}, "less than or equal to 1"),

@@ -124,5 +124,7 @@ def test_a_non_finite_score_is_a_fault_of_its_clip(checkpoints: dict[str, str], 
 
 
 def test_a_misspelt_rule_is_refused_with_a_suggestion() -> None:
-    with pytest.raises(ValueError, match=r"no rule 'loudesst' \(did you mean loudest\?\); known are uniform, loudest"):
+    with pytest.raises(
+        ValueError, match=r"no rule 'loudesst' \(did you mean loudest\?\); known names: uniform, loudest"
+    ):
         Views.model_validate({"channel": "loudesst"})

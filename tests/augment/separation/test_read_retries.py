@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sepscene.augment.audio import AudioFormat, read_clip
-from sepscene.augment.locations import PASSING, ClipError, unreadable
+from sepscene.augment.locations import TEMPORARY, ClipError, unreadable
 from sepscene.augment.separation import read_retries
 from sepscene.augment.separation.read_retries import ReadRetries
 from sepscene.augment.separation.reader import read_source_segments
@@ -69,7 +69,7 @@ def test_a_missing_folder_is_retried_once_per_process(tmp_path: Path, pauses: li
 
     for _ in range(3):
         (fault,) = waits.read(read, [0], columns(uri))
-        assert fault == f"{PASSING}: no such file"
+        assert fault == f"{TEMPORARY}: no such file"
     assert pauses == list(read_retries.PAUSES_SECONDS)
 
 
@@ -90,7 +90,7 @@ def test_only_temporary_errors_of_the_system_are_retried(
         raise unreadable(uri, OSError(number, os.strerror(number)))
 
     (fault,) = ReadRetries().read(read, [0], columns(uri))
-    assert fault.startswith(f"{PASSING}: cannot be read ([Errno {number}]")  # retried by a later command
+    assert fault.startswith(f"{TEMPORARY}: cannot be read ([Errno {number}]")  # retried by a later command
     assert pauses == (list(read_retries.PAUSES_SECONDS) if waits else [])
 
 

@@ -137,7 +137,7 @@ def _without(name: str) -> dict[str, Tensor]:
             "panns_32k",
             r"not trained.*\(32000 Hz\).*panns_16k, use that",
         ),
-        ({"model": _panns_state()}, "panns_8k", "no front-end preset 'panns_8k' .*known are paper"),
+        ({"model": _panns_state()}, "panns_8k", "no front-end preset 'panns_8k' .*known names: paper"),
         (
             {"model": _without("conv_block6.conv1.weight")},
             "panns_16k",

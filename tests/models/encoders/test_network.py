@@ -98,7 +98,7 @@ def test_a_bundle_imports_nothing_without_trust(
     # a second ago.
     (mark.parent / "__init__.py").write_text('__version__ = "2.0.0"\n')
     assert load_encoder(tmp_path / "bundle", trust_code=True).embedding_dim == 6 and mark.exists()
-    assert "made with version 1.4 of netlab; version 2.0.0 is installed here" in caplog.text
+    assert "saved with version 1.4 of netlab, but version 2.0.0 is installed" in caplog.text
 
 
 def test_bundles_of_cnn14_are_as_older_versions_wrote_them(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_the_digest_depends_on_code_and_options(lab: Path, tmp_path: Path, monke
     digests.append(card_of(custom("halves")).digest)
     assert len(set(digests)) == len(digests)
     with pytest.raises(
-        CheckpointError, match=r"made with seplab\.nets:halves 1\.4 .*; here is seplab\.nets:halves 1\.5"
+        CheckpointError, match=r"saved with seplab\.nets:halves 1\.4 .*, but seplab\.nets:halves 1\.5 .*is installed"
     ):
         load_separator(tmp_path / "mine")
     with pytest.raises(CheckpointError, match="start another run"):

@@ -32,7 +32,7 @@ COMMANDS = (
 
 
 def test_the_command_after_a_separators_training_keeps_the_users_data() -> None:
-    """It had neither the storage nor the `--set` options: whoever gave it pre-trained on synthetic scenes instead."""
+    """Without the storage and the `--set` options it would pre-train on synthetic scenes instead."""
     given = ["data.root=my sounds", "separator.ladder.steps={N: 0, S: 20}", "data.format=directory"]
     command = pretrain_with({"N": "/r/ladder/N"}, "demo", "tiny", Path("/r"), given)
     assert command == (
@@ -69,7 +69,7 @@ def test_every_command_is_described_in_one_whole_sentence_and_every_option_has_a
     ("arguments", "message"),
     [
         (["pretrain", "table9"], "there is no experiment 'table9'"),
-        (["pretrain", "demo", "--scale", "huge"], "--scale: there is no scale 'huge'; known are mini"),
+        (["pretrain", "demo", "--scale", "huge"], "--scale: there is no scale 'huge'; known names: mini"),
         (["pretrain", "demo", "--set", "objective.temperature"], "must look like field=value"),
         (["pretrain", "demo", "--set", "objective.temperature=-1"], "greater than 0"),
         (["pretrain", "nowhere.yaml"], "does not exist"),

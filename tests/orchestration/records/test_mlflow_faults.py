@@ -62,7 +62,7 @@ def test_trials_of_a_lost_sweep_become_children_of_their_sweep_again(tmp_path: P
 
 @pytest.mark.slow
 def test_private_files_of_the_user_are_not_sent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """An untrusted folder refers to a private file by paths, by a link and in a folder, besides a file of its own."""
+    """An untrusted folder refers to a private file by path, by a link and in a folder; only its own file is sent."""
     secret = tmp_path / "id_rsa"
     run_dir = tmp_path / "run"
     secret.write_text("private")

@@ -19,7 +19,6 @@ LADDER = (ProcessorResult(name="S2", step=600, digest="b"), ProcessorResult(name
 
 
 def tone(hertz: float, seconds: float = 0.5, level: float = 0.2) -> np.ndarray:
-    """A sine."""
     return (level * np.sin(2 * np.pi * hertz * np.arange(int(seconds * RATE)) / RATE)).astype(np.float32)
 
 

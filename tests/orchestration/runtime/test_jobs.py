@@ -1,4 +1,4 @@
-"""Jobs on real heads: tokens, secrets, stopping, resubmission; and a run on several hosts with a cut cable."""
+"""Jobs on real heads: tokens, secrets, stopping, resubmission; and a network failure on several hosts."""
 
 import json
 import os
@@ -157,7 +157,7 @@ def test_the_experiment_of_the_tests_with_hosts_is_valid(pools: bool, tmp_path: 
 
 @pytest.mark.hosts
 @pytest.mark.timeout(1800)
-def test_a_run_on_several_hosts_survives_a_cut_cable(tmp_path: Path) -> None:
+def test_a_run_on_several_hosts_survives_a_network_failure(tmp_path: Path) -> None:
     """Head, separators and trainers are hosts with separate addresses; see tests/faults/hosts.py."""
     as_root = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     namespaces = ["unshare", *as_root, "--pid", "--fork", "--mount-proc", "--net", "--mount", "--uts", "--kill-child"]

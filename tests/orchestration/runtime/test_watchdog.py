@@ -67,7 +67,7 @@ def test_a_stopped_process_is_reported_and_then_killed(
     def wait(seconds: float) -> None:
         for _ in range(round(seconds / 10)):
             clock.now += 10
-            dog.look()
+            dog.check()
 
     wait(100)
     assert not messages
@@ -98,13 +98,13 @@ def test_a_process_is_not_reported_again_after_steps_between_two_checks(
     stop(process)
     for seconds in (40, 10, 40, 10, 200):
         clock.now += seconds
-        dog.look()
+        dog.check()
         if seconds == 10:
             with metrics.open("a") as file:
                 file.write("{}\n")
     assert [line for line in messages if "is stopped, no step for" in line] == messages[:1]
     clock.now += 301
-    dog.look()
+    dog.check()
     assert "it is killed, and Ray starts another" in messages[-1]
 
 
@@ -115,16 +115,16 @@ def test_a_stage_without_steps_is_reported_once(tmp_path: Path, monkeypatch: pyt
     dog = Watchdog(metrics, messages.append, LocalProcesses())
     for _ in range(60):  # the start may take any time
         clock.now += 10
-        dog.look()
+        dog.check()
     for _ in range(3):
         with metrics.open("a") as file:
             file.write("{}\n")
         clock.now += 40
-        dog.look()
+        dog.check()
     assert not messages
     for _ in range(30):
         clock.now += 10
-        dog.look()
+        dog.check()
     assert len(messages) == 1 and messages[0].startswith("no step was reported for 130 s, at most 40 s before")
 
 
@@ -146,11 +146,11 @@ def test_a_ray_that_has_died_ends_the_stage_with_an_error(
             time.sleep(0.05)
         dog = Watchdog(tmp_path / "metrics.jsonl", messages.append, LocalProcesses())
         clock.now += 10
-        dog.look()
+        dog.check()
     finally:
         child.kill()
     child.wait(10)
     clock.now += 10
     with pytest.raises(SepsceneError, match=rf"{name} \(process {child.pid}\) has ended; .* with --resume"):
-        dog.look()
+        dog.check()
     assert not messages

@@ -55,7 +55,9 @@ def test_shared_rows_are_run_once_and_unknown_ones_are_refused() -> None:
     assert "table2/mix-chan+specaug" in rows and "table4/S2/simclr" not in rows  # one experiment, two names
     assert "table4/S2+F+N/simclr-cp" in rows and "table5/d128" not in rows
     assert planned_rows(["table5"], ["table5/d128"]) == ["table5/d128"]
-    with pytest.raises(SepsceneError, match=r"there is no table 'table3' \(did you mean table5\?\); known are table2"):
+    with pytest.raises(
+        SepsceneError, match=r"there is no table 'table3' \(did you mean table5\?\); known names: table2"
+    ):
         planned_rows(["table3"], None)
     with pytest.raises(SepsceneError, match="no row of table2 'table4/N/simclr'"):
         planned_rows(["table2"], ["table4/N/simclr"])

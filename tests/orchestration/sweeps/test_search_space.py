@@ -67,7 +67,7 @@ RANDOM = {"search": "random", "budget": {"trials": 3}}
         ({"over": {"temperature": "loguniform(0.5,0.1)"}, **RANDOM}, "is empty"),
         ({"over": {"temperature": "loguniform(0.5)"}, **RANDOM}, "a range has two numbers"),
         ({"over": {"temperature": "loguniform(a,b)"}, **RANDOM}, "a range has two numbers"),
-        ({"over": {"temperature": "exit(0,1)"}, **RANDOM}, "there is no range 'exit'.*; known are uniform"),
+        ({"over": {"temperature": "exit(0,1)"}, **RANDOM}, "there is no range 'exit'.*; known names: uniform"),
         ({"over": {"temperature": "log(0.05,0.5)"}, **RANDOM}, r"write loguniform\(LOW,HIGH\)"),
         ({"over": {"training.epochs": "int(1,5)"}, **RANDOM}, r"write randint\(LOW,HIGH\), where HIGH itself is not"),
         ({"over": {"training.epochs": "uniform(1,5)"}, **RANDOM}, r"write randint\(1,6\)"),

@@ -65,7 +65,6 @@ class Actors:
 
 @pytest.fixture
 def ladder(nano: Experiment, tmp_path: Path) -> dict[str, str]:
-    """Two processors."""
     for name in ("S2", "N"):
         save_separator(TDCNpp(nano.separator.network), tmp_path / name, {})
     return {name: str(tmp_path / name) for name in ("S2", "N")}

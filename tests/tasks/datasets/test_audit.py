@@ -1,4 +1,4 @@
-"""The audit finds problems, counts clips, and its digest depends only on the data; the first look of a run."""
+"""The audit finds problems and counts clips, and its digest depends only on the data; the quick check before a run."""
 
 import shutil
 from dataclasses import replace
@@ -67,10 +67,10 @@ def test_how_recordings_sound(tmp_path: Path) -> None:
     assert {what.split(",")[0]: names for what, _, names in result.sound} == {
         "silent": ("silence.wav",),
         "nearly silent": ("whisper.wav",),
-        "have channels that cancel each other in the mean": ("antiphase.wav",),
+        "have channels that cancel each other in the mean; the loudest one is used": ("antiphase.wav",),
         "have a silent channel": ("dead_channel.wav",),
         "clipped": ("clipped.wav", "hot.wav"),
-        "go beyond full scale and are limited to it": ("hot.wav",),
+        "exceed full scale and are clipped": ("hot.wav",),
         "have a constant offset (DC) of more than 0.05": ("offset.wav",),
         "shorter than 0.1 s": ("blip.wav",),
         "longer than 6 h": ("long.wav",),

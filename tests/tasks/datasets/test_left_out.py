@@ -118,10 +118,10 @@ class TestShards:
             ".tar.gz is not read: unpack it to .tar": 1,
             "not inside a shard": 1,
             "suffix .png is not read": 1,
-            "no sound has its key": 1,
+            "no sound has the same key": 1,
         }
         alone = read_manifest("shards", str(tmp_path / "train-0.tar"))
-        assert reasons(alone) == {"suffix .png is not read": 1, "no sound has its key": 1}
+        assert reasons(alone) == {"suffix .png is not read": 1, "no sound has the same key": 1}
 
     def test_compressed_shards_are_refused_with_a_fix(self, tmp_path: Path) -> None:
         with pytest.raises(ManifestError, match=r"2 \(.tar.gz is not read: unpack it to .tar\)"):

@@ -43,7 +43,7 @@ class TestManifest:
         assert [row[0] for row in rows(train)] == ["a.wav", "d.wav"] and train.classes == manifest.classes
         np.testing.assert_array_equal(train.targets(), manifest.targets()[[0, 2]])
         np.testing.assert_array_equal(manifest.select("test", "train").targets(), manifest.targets())
-        with pytest.raises(ManifestError, match="no split 'dev'; known are test, train"):
+        with pytest.raises(ManifestError, match="no split 'dev'; known names: test, train"):
             manifest.select("train", "dev")
 
     def test_a_single_table_can_have_any_name(self, tmp_path: Path) -> None:
@@ -326,7 +326,9 @@ class TestEsc50:
 
 
 def test_unknown_format_and_root(tmp_path: Path) -> None:
-    with pytest.raises(SepsceneError, match=r"no format 'esc51' \(did you mean esc50\?\); known are scenes, directory"):
+    with pytest.raises(
+        SepsceneError, match=r"no format 'esc51' \(did you mean esc50\?\); known names: scenes, directory"
+    ):
         read_manifest("esc51", str(tmp_path))
     with pytest.raises(ManifestError, match=r"no such folder; set data.root"):
         read_manifest("directory", str(tmp_path / "none"))
