@@ -2,7 +2,7 @@
 
 storage/
     store/                     separated clips, shared by all runs of a storage
-    audits/audit-<digest>/     audits of data sets
+    audits/audit-<digest>/     AuditFolder
     mlflow.db, mlartifacts/    MLflow's store and its files, without a server
     <run>/                     RunFolder
         checkpoints/<stage>/   StageFolder
@@ -13,8 +13,9 @@ storage/
 
 Files are written with `models.files.write_atomically`, `replace_file` and `replace_folder`, so that they are complete
 even if the process is killed. Exceptions are files to which lines are appended, and `RunFolder.lock` (see `run_lock`).
-Formats of their own, which also exist outside of runs, name their files themselves: folders of weights
-(`models.weights`), the separated clips (`augment.store`) and generated scenes (`augment.synthetic.scenes`).
+What is inside a folder of weights (`models.weights`), of separated clips (`augment.store`), of generated scenes
+(`augment.synthetic.sources`), of crash counts (`augment.crash_counts`) or of lists of clips
+(`tasks.datasets.python_clips`) is named there: these rooms know nothing of runs.
 """
 
 import os
@@ -54,6 +55,11 @@ def plain_name(name: str, what: str) -> str:
 def dated(name: str) -> str:
     """The name of a new folder: an experiment or kind of run, followed by the current time."""
     return f"{name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def newest_dated(storage: Path, name: str) -> str | None:
+    """The newest folder of a storage that `dated` has named after this experiment or kind; None without one."""
+    return max((path.name for path in storage.glob(f"{name.replace('/', '-')}-*")), default=None)
 
 
 def folder_in(storage: Path, name: str, what: str) -> Path:
@@ -208,6 +214,23 @@ def audits_of(storage: Path) -> Path:
     return storage / "audits"
 
 
+@dataclass(frozen=True)
+class AuditFolder:
+    """The audit of one data set."""
+
+    path: Path
+
+    findings = Place("audit.json")
+    """The findings with their digest, as JSON."""
+    text = Place("audit.txt")
+    """The findings as readable text."""
+
+    @classmethod
+    def of(cls, storage: Path, manifest_digest: str) -> "AuditFolder":
+        """The audit of the data set with this manifest."""
+        return cls(audits_of(storage) / f"audit-{manifest_digest[:12]}")
+
+
 def clips_of(storage: Path) -> Path:
     """The lists of clips that were passed to runs of a storage from Python."""
     return storage / "clips"
@@ -216,6 +239,11 @@ def clips_of(storage: Path) -> Path:
 def mlflow_store_of(storage: Path) -> Path:
     """MLflow's SQLite store, if no server is used; it can also be in the folder of a run."""
     return storage / "mlflow.db"
+
+
+def mlflow_lock_of(store: Path) -> Path:
+    """Lock file of the process that creates a SQLite store."""
+    return store.with_suffix(".lock")
 
 
 def mlflow_artifacts_of(storage: Path) -> Path:

@@ -62,6 +62,10 @@ class StudyFolder:
         """The record of one row with one seed."""
         return self.trials / f"{row.replace('/', '-')},seed={seed}.json"
 
+    def written_trials(self) -> list[Path]:
+        """The records of all finished trials, sorted by name."""
+        return sorted(self.trials.glob("*.json"))
+
     def running(self, row: str, seed: int) -> Path:
         """Lock file of the process that runs the trial."""
         return self.trial(row, seed).with_suffix(".running")
