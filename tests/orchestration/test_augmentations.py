@@ -91,7 +91,7 @@ def test_unsuitable_augmentations_are_refused_before_anything_starts(nano: Exper
     more = nano.changed({"augmentations": MORE})
     check_parts(more)
     assert views_bytes(more) == 2 * views_bytes(nano)
-    with pytest.raises(SepsceneError, match=r"augmentations\.mix_back mixes into separated channels"):
+    with pytest.raises(SepsceneError, match=r"augmentations\.mix_back mixes sound into separated channels"):
         check_parts(more.changed({"views.pair": "mix-mix"}))
     for field in ("augmentations", "augmentations.specaugment.probability"):
         with pytest.raises(SepsceneError, match="the tables' rows differ in"):
