@@ -28,7 +28,9 @@ from sepscene.augment.audio import AudioFormat
 from sepscene.augment.draws import Schedule
 from sepscene.augment.separation.reader import read_segments, read_source_segments
 from sepscene.augment.synthetic.scenes import PROFILES, write_scenes
+from sepscene.augment.synthetic.sources import scenes_manifest
 from sepscene.augment.views import Views, from_pcm
+from sepscene.models.files import replace_file
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
@@ -55,7 +57,7 @@ BATCH, SEGMENT_SECONDS, CLIP_NORM, SAVE_EVERY, SCORE_EVERY, HELD_OUT = 8, 2.0, 5
 def scenes(work: Path, seed: int) -> Manifest:
     """The scenes of both splits, generated at the first call."""
     for split, (count, config) in SCENES.items():
-        if not (work / "scenes" / f"{split}.csv").exists():
+        if not scenes_manifest(work / "scenes", split).exists():
             write_scenes(work / "scenes", count, FIRST_SEED + seed, split, config, with_sources=True)
     return read_manifest("scenes", str(work / "scenes"))
 
@@ -115,7 +117,7 @@ class Training:
             draft = self.work / "state.pt.new"
             state = {"model": self.separator.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
             torch.save(state, draft)
-            draft.replace(self.work / "state.pt")
+            replace_file(draft, self.work / "state.pt")
         return float(loss.detach())
 
     def score(self) -> dict[str, float | int]:

@@ -54,13 +54,15 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import named_experiment
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.results import read_metrics
+from sepscene.orchestration.records.run_folder import pretraining_stage
 from sepscene.orchestration.repeating import repeat_in_background
 from sepscene.orchestration.runtime.ray_compat import configure_data
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.orchestration.training.stream import prefill_stream, schedule_of, view_stream
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
 
-CLIPS, STAGE = 32, "pretrain-mix-chan"
+CLIPS = 32
+STAGE = pretraining_stage("mix-chan")
 POLL_SECONDS = 0.5
 CPU_SHARES = {"trainer_cpus": 0.2, "separation_cpus": 0.15, "reader_cpus": 0.1}
 

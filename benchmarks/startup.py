@@ -79,6 +79,8 @@ def embed_seconds(folder: Path) -> float:
 
 def first_step_seconds(folder: Path) -> float:
     """Seconds from the start of a pre-training to its first step."""
+    from sepscene.orchestration.records.run_folder import RunFolder
+
     run = folder / "runs" / "one"
     shutil.rmtree(run, ignore_errors=True)
     changes = {
@@ -91,7 +93,7 @@ def first_step_seconds(folder: Path) -> float:
     began = time.perf_counter()
     process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        while not _has_step(run / "metrics.jsonl"):
+        while not _has_step(RunFolder(run).metrics):
             if process.poll() is not None or time.perf_counter() - began > LIMIT_SECONDS:
                 raise RuntimeError(f"no first step: {' '.join([*COMMAND, *arguments])}")
             time.sleep(0.02)

@@ -35,13 +35,13 @@ from sepscene.augment.separation.blocks import ServiceSettings
 from sepscene.augment.separation.reader import ViewMaker
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.augment.synthetic.scenes import write_scenes
-from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import named_experiment
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.results import SweepResults
 from sepscene.orchestration.training.row_draws import PrefillRows
+from sepscene.orchestration.training.separator_training import add_to_ladder, read_ladder
 from sepscene.orchestration.training.stream import schedule_of
 from sepscene.tasks.datasets.readers import read_manifest
 
@@ -55,8 +55,7 @@ def prepare(folder: Path) -> None:
     for split, count in (("train", base.data.scenes_train), ("test", base.data.scenes_test)):
         write_scenes(folder / "scenes", count, 0, split)
     torch.manual_seed(0)
-    save_separator(TDCNpp(base.separator.network), folder / "ladder" / "S2-0", {"step": 0})
-    (folder / "ladder" / "ladder.json").write_text(json.dumps({"S2": "S2-0"}))
+    add_to_ladder(folder, "S2", 0, TDCNpp(base.separator.network), {})
 
 
 def separate(folder: Path, experiment: Experiment, part: int, parts: int) -> None:
@@ -64,9 +63,7 @@ def separate(folder: Path, experiment: Experiment, part: int, parts: int) -> Non
     torch.set_num_threads(1)
     clips = read_manifest("scenes", str(folder / "scenes")).select("train").clips
     schedule = schedule_of(experiment, len(clips))
-    settings = ServiceSettings(
-        views=experiment.views, audio=experiment.audio, checkpoints={"S2": str(folder / "ladder" / "S2-0")}
-    )
+    settings = ServiceSettings(views=experiment.views, audio=experiment.audio, checkpoints=read_ladder(folder))
     store = SeparatedStore(str(folder / "store"))
     make, rows = ViewMaker(settings, store), PrefillRows(clips, schedule, Ledger(schedule.rows), experiment.views)
     for start in range(part * BLOCK, len(clips), parts * BLOCK):
@@ -103,7 +100,7 @@ def sepscene(folder: Path, epochs: int, mode: str, *arguments: str) -> float:
         "training.epochs": epochs,
         "evaluation.baselines": "false",
         "data.root": folder / "scenes",
-        "separator.checkpoints": json.dumps({"S2": str(folder / "ladder" / "S2-0")}),
+        "separator.checkpoints": json.dumps(read_ladder(folder)),
         "store.mode": mode,
     }.items():
         command += ["--set", f"{field}={value}"]

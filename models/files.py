@@ -51,6 +51,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def replace_file(fresh: Path, target: Path) -> None:
+    """Flush a file that a library has written to disk, then move it to `target`, replacing what is there."""
+    _fsync(fresh)
+    fresh.replace(target)
+
+
 def replace_folder(fresh: Path, target: Path) -> None:
     """Flush everything in `fresh` to disk, then move it to `target`, replacing what is there."""
     for path in (*fresh.iterdir(), fresh):
@@ -68,5 +74,7 @@ def replace_folder(fresh: Path, target: Path) -> None:
 def _fsync(path: Path) -> None:
     """Wait until a file or folder is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

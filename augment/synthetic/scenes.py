@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 
 from sepscene.augment.synthetic import noisy_events, tonal_events
 from sepscene.augment.synthetic.one_shots import EventMaker, one_shot_makers
-from sepscene.augment.synthetic.sources import sources_path
+from sepscene.augment.synthetic.sources import scenes_manifest, sources_path
 from sepscene.augment.synthetic.synthesis import coloured, curve, log_uniform, overtones, reverberate, shelf, tone
 from sepscene.models.config import Config, SepsceneError
 from sepscene.models.files import write_atomically
@@ -268,7 +268,7 @@ def write_scenes(
             rows.writerow(row)
             if progress is not None:
                 progress(done)
-    manifest = Path(directory) / f"{split}.csv"
+    manifest = scenes_manifest(directory, split)
     write_atomically(manifest, table.getvalue().encode())
     return manifest
 

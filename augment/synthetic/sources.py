@@ -1,4 +1,6 @@
-"""The isolated sources of generated scenes, for training supervised separators.
+"""The files of generated scenes, and reading of their isolated sources, for training supervised separators.
+
+This module does not import scipy, which `scenes` needs: programs that only read scenes start faster.
 
 Shapes: S sources of a scene, T samples.
 """
@@ -10,6 +12,11 @@ import numpy as np
 
 from sepscene.augment.decoder import open_recording
 from sepscene.augment.locations import NO_SUCH_FILE, ClipError
+
+
+def scenes_manifest(directory: str | os.PathLike[str], split: str) -> Path:
+    """The manifest of a split, next to the folder of its scenes."""
+    return Path(directory) / f"{split}.csv"
 
 
 def sources_path(mixture_path: str | os.PathLike[str]) -> Path:

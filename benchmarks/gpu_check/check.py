@@ -25,6 +25,8 @@ from typing import Any
 
 import typer
 
+from sepscene.orchestration.records.files import write_text_atomically
+
 PARTS = {
     "benchmarks.gpu_check.parts": ("networks", "separator", "encoder", "losses", "copies", "memory"),
     "benchmarks.gpu_check.runs": ("tests", "live", "stored", "plan"),
@@ -44,7 +46,8 @@ def run_parts(names: Sequence[str], out: Path, device: str, small: bool, longest
         except Exception:
             result = {"failed": traceback.format_exc(limit=-4)}
         faulthandler.cancel_dump_traceback_later()
-        save(out / f"{name}.json", json.dumps(result | {"seconds": round(time.monotonic() - began, 1)}, indent=2))
+        result["seconds"] = round(time.monotonic() - began, 1)
+        write_text_atomically(out / f"{name}.json", json.dumps(result, indent=2))
         print(f"{name}: {result.get('failed', 'done')} ({time.monotonic() - began:.1f} s)", flush=True)
 
 
@@ -64,19 +67,12 @@ def run_in_processes(names: Sequence[str], out: Path, device: str, small: bool, 
             reason = "the time limit was reached"
         waiting = [name for name in waiting if not (out / f"{name}.json").exists()]
         if waiting:
-            save(out / f"{waiting[0]}.json", json.dumps({"failed": reason}, indent=2))
+            write_text_atomically(out / f"{waiting[0]}.json", json.dumps({"failed": reason}, indent=2))
             print(f"{waiting.pop(0)}: {reason}", flush=True)
 
 
 def _is_done(saved: Path) -> bool:
     return saved.exists() and "failed" not in json.loads(saved.read_text())
-
-
-def save(path: Path, content: str) -> None:
-    """Write a file atomically."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(content)
-    partial.replace(path)
 
 
 def report(results: dict[str, dict[str, Any]], device: str) -> str:
@@ -118,6 +114,6 @@ def main(
     files = {name: out / f"{name}.json" for name in names}
     not_run = {"failed": "not run: the time limit was reached"}
     results = {name: json.loads(file.read_text()) if file.exists() else not_run for name, file in files.items()}
-    save(out / "report.md", report(results, device))
+    write_text_atomically(out / "report.md", report(results, device))
     if any("failed" in result for result in results.values()):
         raise typer.Exit(1)

@@ -12,7 +12,8 @@ from sepscene.models.spelling import unknown
 from sepscene.models.trust import CODE
 from sepscene.orchestration.cli.sweep_commands import is_sweep, sweep_of
 from sepscene.orchestration.presets import resolve
-from sepscene.orchestration.records.run_folder import dated, plain_name
+from sepscene.orchestration.records.run_folder import RunFolder, dated, plain_name
+from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.runtime.cluster_check import check_cluster
 from sepscene.orchestration.runtime.jobs import Submission
 from sepscene.orchestration.runtime.placement import CLUSTER_VARIABLE
@@ -20,6 +21,10 @@ from sepscene.orchestration.yaml_files import as_yaml
 
 if TYPE_CHECKING:
     from sepscene.orchestration.sweeps.config import SweepConfig
+
+EXPERIMENT_FILE = RunFolder.experiment.name
+SWEEP_FILE = SweepFolder.configuration.name
+"""The files of a job are named like those of a run and of a sweep."""
 
 COMMANDS = ("pretrain", "sweep", "reproduce", "separator train", "embed")
 CLUSTER_STORAGE = Path("/mnt/sepscene/runs")
@@ -54,10 +59,10 @@ def submission_of(words: list[str], cluster: Path | None = None) -> Submission:
         code = experiment.custom_code
         if cluster:
             check_cluster(cluster, experiment)
-        files["experiment.yaml"] = as_yaml(experiment)
+        files[EXPERIMENT_FILE] = as_yaml(experiment)
         metadata |= {"experiment": experiment.name, "scale": experiment.scale, "digest": experiment.digest()}
         run_id = given["run_id"] or dated(f"{experiment.name}-{experiment.digest()}")
-        given |= {"experiment": "experiment.yaml", "scale": None, "change": None, "run_id": run_id, "resume": True}
+        given |= {"experiment": EXPERIMENT_FILE, "scale": None, "change": None, "run_id": run_id, "resume": True}
     elif name == "sweep":
         from sepscene.orchestration.sweeps.config import load_sweep
 
@@ -109,11 +114,11 @@ def _stage_sweep(given: dict[str, Any], sweep: "SweepConfig") -> dict[str, str]:
     """The YAML files of a sweep, by their names on the cluster; `given` is changed to name them."""
     files: dict[str, str] = {}
     if sweep.experiment.endswith((".yaml", ".yml")):
-        files["experiment.yaml"] = as_yaml(resolve(sweep.experiment, sweep.scale, None))
-        sweep = sweep.changed({"experiment": "experiment.yaml"})
+        files[EXPERIMENT_FILE] = as_yaml(resolve(sweep.experiment, sweep.scale, None))
+        sweep = sweep.changed({"experiment": EXPERIMENT_FILE})
     if is_sweep(given["experiment"]):
-        files["sweep.yaml"] = as_yaml(sweep)
-        given |= {"experiment": "sweep.yaml", "scale": None}
+        files[SWEEP_FILE] = as_yaml(sweep)
+        given |= {"experiment": SWEEP_FILE, "scale": None}
     else:
         given["experiment"] = sweep.experiment
     return files

@@ -182,7 +182,7 @@ def reproduce_command(
     from sepscene.models.config import SepsceneError
     from sepscene.orchestration.dataset_presets import check_splits, data_changes
     from sepscene.orchestration.presets import parse_changes
-    from sepscene.orchestration.records.run_folder import dated, folder_in
+    from sepscene.orchestration.records.run_folder import dated, folder_in, newest_dated
     from sepscene.orchestration.records.sweep_folder import SweepFolder
     from sepscene.orchestration.runtime.concurrency import most_demanding
     from sepscene.orchestration.sweeps.reproduction_plan import planned_rows, row_experiments
@@ -196,7 +196,7 @@ def reproduce_command(
             raise SepsceneError(f"--data {data!r} must look like FORMAT:FOLDER, e.g. esc50:esc10")
         changes = data_changes(kind, root, changes)
     name = f"{'-'.join(tables)}-{scale}"
-    newest = max((path.name for path in storage.glob(f"{name}-*")), default=None) if resume else None
+    newest = newest_dated(storage, name) if resume else None
     reproduction_id = reproduction_id or newest or dated(name)
     folder = folder_in(storage, reproduction_id, "the reproduction id")
     # Raises an error for bad rows, changes or data before anything starts.

@@ -19,7 +19,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from sepscene.augment.locations import local_path, split_member
 from sepscene.models.config import SepsceneError
-from sepscene.models.files import write_atomically
+from sepscene.models.files import replace_file, write_atomically
 from sepscene.orchestration.records.arrays import create_array
 
 ENCODER_KEY = b"sepscene.encoder"
@@ -200,7 +200,7 @@ class EmbeddingOutput:
         with pq.ParquetWriter(merged, self._table([], np.zeros((0, self.dim)), self.sources).schema) as writer:
             for names, _, h_ND in self._rows():
                 writer.write_table(self._table(names, h_ND, {}))
-        merged.replace(self.out)
+        replace_file(merged, self.out)
 
     def _merge_npy(self) -> None:
         merged = self.parts / "merged.npy"
@@ -213,14 +213,14 @@ class EmbeddingOutput:
         h_ND.flush()
         companion = {"encoder": self.encoder, "names": names, "sources": self.sources}
         write_atomically(names_file, json.dumps(companion, indent=0).encode())
-        merged.replace(self.out)
-        names_file.replace(self.names_file)
+        replace_file(merged, self.out)
+        replace_file(names_file, self.names_file)
 
     def _recover_merge(self) -> None:
         """Recover from a call that was killed while it merged: before the rows were moved, or before their names."""
         merged = self.parts / "merged.npy"
         names_file = self.parts / "merged.names.json"
         if names_file.exists() and not merged.exists():
-            names_file.replace(self.names_file)
+            replace_file(names_file, self.names_file)
         for leftover in (merged, names_file, self.parts / "merged"):
             leftover.unlink(missing_ok=True)

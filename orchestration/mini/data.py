@@ -31,10 +31,11 @@ from sepscene.augment.views import Views, from_pcm, levels_db, to_pcm
 from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.frontend import LogMel
+from sepscene.models.files import replace_file
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.arrays import create_array
 from sepscene.orchestration.records.files import exclusive_lock, read_typed, write_text_atomically
-from sepscene.orchestration.records.sweep_folder import StudyData
+from sepscene.orchestration.records.sweep_folder import LogMelFolder, StudyData
 from sepscene.tasks.datasets.readers import Manifest, read_manifest
 from sepscene.tasks.evaluation.shortcuts import ClipFeatures, clip_features
 
@@ -59,6 +60,7 @@ class LogMelStore:
         what = [manifest.digest(), experiment.audio.model_dump(), front_end]
         name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = root / name
+        self.files = LogMelFolder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -68,7 +70,7 @@ class LogMelStore:
 
     def mixtures(self, background: int = 0) -> np.ndarray:
         """Log-mels of the clips (N, L, F), in the version with this background."""
-        return self._open(f"mixture-{background}")[:, 0]
+        return self._open(self.files.mixtures(background))[:, 0]
 
     @cached_property
     def features(self) -> ClipFeatures:
@@ -83,7 +85,7 @@ class LogMelStore:
             background: number of the background; 0 is that of the original clips.
         """
         part = self._part(processor, background)
-        return self._open(part), np.load(self.folder / f"{part}.levels.npy")
+        return self._open(part), np.load(self.files.levels(part))
 
     def fill(self, processors: dict[str, str], backgrounds: int = 1, console: Console | None = None) -> None:
         """Compute missing log-mels of mixtures and of the channels of processors (name -> folder), for each background.
@@ -92,22 +94,22 @@ class LogMelStore:
             SepsceneError: when a clip cannot be read, or a separator is damaged.
         """
         for background in range(backgrounds):
-            self._fill(f"mixture-{background}", None, background, console)
+            self._fill(self.files.mixtures(background), None, background, console)
             for name, folder in processors.items():
                 separator = open_separator(name, folder, self.experiment.audio)
                 self._fill(self._part(folder, background), separator, background, console)
 
     def _part(self, folder: str, background: int) -> str:
-        return f"channels-{read_card(folder).digest[:16]}-{background}"
+        return self.files.channels(read_card(folder).digest, background)
 
     def _done(self, part: str) -> int:
-        path = self.folder / f"{part}.done"
+        path = self.files.done(part)
         return read_typed(path, int) if path.exists() else 0
 
     def _open(self, part: str) -> np.ndarray:
         if self._done(part) < len(self.manifest):
             raise SepsceneError(f"{self.folder / part} is incomplete: fill the store of log-mels first")
-        return np.load(self.folder / f"{part}.npy", mmap_mode="r")
+        return np.load(self.files.array(part), mmap_mode="r")
 
     def _fill(self, part: str, separator: torch.nn.Module | None, background: int, console: Console | None) -> None:
         done = self._done(part)
@@ -116,8 +118,8 @@ class LogMelStore:
             return
         channels: int = 1 if separator is None else separator.sources  # type: ignore[assignment]
         shape = (clips, channels, self.frames, self.experiment.front_end.mel_bands)
-        logmel_NSLF = self._array(f"{part}.npy", shape, np.float16)
-        levels_NS = self._array(f"{part}.levels.npy", shape[:2], np.float32)
+        logmel_NSLF = self._array(self.files.array(part), shape, np.float16)
+        levels_NS = self._array(self.files.levels(part), shape[:2], np.float32)
         uris, offsets = (self.manifest.clips[name].to_pylist() for name in ("uri", "offset_seconds"))
         for n in range(done, clips):
             uri = str(background_path(uris[n], background)) if background else uris[n]
@@ -130,26 +132,25 @@ class LogMelStore:
             if (n + 1) % SAVE_EVERY == 0 or n + 1 == clips:
                 logmel_NSLF.flush()
                 levels_NS.flush()
-                write_text_atomically(self.folder / f"{part}.done", str(n + 1))
+                write_text_atomically(self.files.done(part), str(n + 1))
                 if console is not None and ((n + 1) % PRINT_EVERY == 0 or n + 1 == clips):
                     console.print(f"log-mels of {part}: {n + 1} of {clips} clips", highlight=False)
 
-    def _array(self, name: str, shape: tuple[int, ...], dtype: type) -> np.memmap:
+    def _array(self, path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
         """A memory-mapped array, created if it is missing.
 
         Raises:
             SepsceneError: when the disk does not have the space for it.
         """
-        path = self.folder / name
         if not path.exists():
-            draft = path.with_suffix(".new")
+            draft = self.files.unfinished(path)
             try:
                 create_array(draft, shape, dtype)
+                replace_file(draft, path)
             except OSError as error:
                 raise SepsceneError(
                     f"{path} cannot be created ({error.strerror}): free disk space, or use another --storage"
                 ) from None
-            draft.replace(path)
         return open_memmap(path, "r+")
 
 

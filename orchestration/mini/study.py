@@ -79,7 +79,7 @@ def read_records(folder: Path) -> list[TrialRecord]:
     """All finished trials of a study."""
     return [
         read_typed(path, TrialRecord, "delete it, and the trial will be run again")
-        for path in sorted(StudyFolder(folder).trials.glob("*.json"))
+        for path in StudyFolder(folder).written_trials()
     ]
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from sepscene import __version__
 from sepscene.augment.store.separated_store import SeparatedStore
+from sepscene.augment.synthetic.sources import scenes_manifest
 from sepscene.models.card import read_card
 from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import save_encoder
@@ -38,6 +39,7 @@ from sepscene.orchestration.records.system_metrics import sampled
 from sepscene.orchestration.reports.progress import BAR_COLUMNS, LOG_COLUMNS, Terms, progress
 from sepscene.orchestration.runtime.precision import slow_precisions, with_precisions
 from sepscene.orchestration.training.builders import encoder_of
+from sepscene.orchestration.training.prefill import STAGE as PREFILL
 from sepscene.orchestration.training.prefill import PrefillResult, fill, prefill_key
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.orchestration.training.separator_training import STAGE as SEPARATOR
@@ -261,7 +263,7 @@ class Run:
         folder = self.files.scenes
         config = profile_of_length(self.experiment.audio.clip_seconds, data.scenes_profile)
         splits = {"train": data.scenes_train, "test": data.scenes_test}
-        if all((folder / f"{split}.csv").exists() for split in splits):  # each is written last
+        if all(scenes_manifest(folder, split).exists() for split in splits):  # each is written last
             return
         with self.stage("scenes", "generate sound scenes", sum(splits.values())):
             done = 0
@@ -316,11 +318,11 @@ class Run:
         key = prefill_key(experiment, train, ladder)
         if store.folder.is_filled(key):
             return PrefillResult(total, 0, 0, {})
-        with self.stage("prefill", "separate into the store", total):
+        with self.stage(PREFILL, "separate into the store", total):
             filled = fill(experiment, train, ladder, store, self.advance)
             record = {f"store/{name}": float(count) for name, count in filled.counts.items()}
             record |= {"unusable": float(filled.unusable), "missing": float(filled.missing)}
-            append_metrics(self.files.stage("prefill"), [{"step": 1, "rows": total} | record])
+            append_metrics(self.files.stage(PREFILL), [{"step": 1, "rows": total} | record])
         if not filled.missing:
             store.folder.mark_filled(key)
         else:

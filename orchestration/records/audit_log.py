@@ -8,25 +8,15 @@ from pydantic import BaseModel
 
 from sepscene.orchestration.records.files import read_typed_or, write_text_atomically
 from sepscene.orchestration.records.mlflow_mirror import Tracker
-from sepscene.orchestration.records.run_folder import LEVELS_BELOW_STORAGE, audits_of
+from sepscene.orchestration.records.run_folder import LEVELS_BELOW_STORAGE, AuditFolder, audits_of
 from sepscene.tasks.datasets.audit import Audit
 from sepscene.tasks.datasets.readers import Manifest
-
-FINDINGS = "audit.json"
-"""The findings with their digest, as JSON."""
-TEXT = "audit.txt"
-"""The findings as readable text."""
 
 
 class AuditDigest(BaseModel):
     """The part of audit.json that a run reads: the digest of the findings."""
 
     digest: str | None = None
-
-
-def _audit_of(storage: Path, manifest_digest: str) -> Path:
-    """The folder of a data set's audit."""
-    return audits_of(storage) / f"audit-{manifest_digest[:12]}"
 
 
 def save_audit(found: Audit, manifest: Manifest, format: str, root: str, storage: Path, tracking_uri: str) -> Path:
@@ -39,10 +29,10 @@ def save_audit(found: Audit, manifest: Manifest, format: str, root: str, storage
         storage: the folder of the runs that use the data.
         tracking_uri: the address of MLflow.
     """
-    folder = _audit_of(storage.resolve(), found.manifest_digest)
-    write_text_atomically(folder / FINDINGS, json.dumps({"digest": found.digest, **asdict(found)}, indent=2) + "\n")
-    write_text_atomically(folder / TEXT, found.text() + "\n")
-    tracker = Tracker(tracking_uri, "sepscene", folder)
+    folder = AuditFolder.of(storage.resolve(), found.manifest_digest)
+    write_text_atomically(folder.findings, json.dumps({"digest": found.digest, **asdict(found)}, indent=2) + "\n")
+    write_text_atomically(folder.text, found.text() + "\n")
+    tracker = Tracker(tracking_uri, "sepscene", folder.path)
     tags = {"stage": "audit", "data": f"{format} {root}", "data_hash": found.manifest_digest}
     tracker.start("", tags | {"audit_hash": found.digest, "mlflow.source.name": "sepscene"}, {"format": format})
     tracker.log_data(format, "audit", root, manifest)
@@ -56,16 +46,16 @@ def save_audit(found: Audit, manifest: Manifest, format: str, root: str, storage
         "hours": found.durations.total / 3600 if found.durations else 0.0,
     }
     tracker.log_metrics("", {name: float(value) for name, value in metrics.items()})
-    tracker.log_artifact("", folder / TEXT)
-    tracker.log_artifact("", folder / FINDINGS)
+    tracker.log_artifact("", folder.text)
+    tracker.log_artifact("", folder.findings)
     tracker.finish("")
-    return folder
+    return folder.path
 
 
 def audit_hash(run_dir: Path, manifest: Manifest) -> str | None:
     """The digest of this manifest's audit in the run's storage; None if it was not audited."""
     for storage in run_dir.parents[:LEVELS_BELOW_STORAGE]:
         if audits_of(storage).is_dir():  # a manifest's digest takes long for millions of clips: only if needed
-            path = _audit_of(storage, manifest.digest()) / FINDINGS
-            return read_typed_or(path, AuditDigest, AuditDigest()).digest
+            findings = AuditFolder.of(storage, manifest.digest()).findings
+            return read_typed_or(findings, AuditDigest, AuditDigest()).digest
     return None

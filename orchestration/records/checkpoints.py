@@ -14,8 +14,6 @@ at its next report, saves a checkpoint and removes the file.
 import hashlib
 import json
 import logging
-import os
-import re
 import shutil
 import threading
 import time
@@ -32,19 +30,21 @@ from sepscene.models.config import SepsceneError, first_line
 from sepscene.models.files import replace_folder
 from sepscene.orchestration.records.files import read_text, read_typed, write_text_atomically
 from sepscene.orchestration.records.ledger import Ledger
-from sepscene.orchestration.records.run_folder import StageFolder
+from sepscene.orchestration.records.run_folder import (
+    CheckpointFolder,
+    StageFolder,
+    checkpoint_name,
+    checkpoints_of,
+    is_checkpoint_name,
+    unfinished_checkpoint,
+    unfinished_checkpoints,
+)
 from sepscene.orchestration.renamed import OLD_METRICS_FILE
 
 logger = logging.getLogger("sepscene")
 
-STATE = "state.pt"
-LEDGER = "ledger.json"
-STEPS = "metrics.json"
-MANIFEST = "manifest.json"
-FILES = (STATE, LEDGER, STEPS)
-"""The files of a checkpoint, without its manifest."""
-NAME = re.compile(r"step-\d{8,}")
-HIDDEN = ".writing-"
+FILES = tuple(str(name) for name in (CheckpointFolder.state, CheckpointFolder.ledger, CheckpointFolder.steps))
+"""The files that the manifest of a checkpoint lists."""
 
 
 class Manifest(BaseModel):
@@ -67,30 +67,21 @@ class TrainingState:
     and before it has reported these steps to the driver, their metrics are recovered from here."""
 
 
-def checkpoint_name(step: int) -> str:
-    """Folder name of the checkpoint after `step` optimizer steps; names sort by step."""
-    return f"step-{step:08d}"
-
-
-def checkpoints_of(root: Path) -> list[Path]:
-    """The folders of all checkpoints under `root`, oldest first, damaged ones included."""
-    return sorted(folder for folder in root.glob("step-*") if NAME.fullmatch(folder.name))
-
-
 def write_checkpoint(folder: Path, state: TrainingState) -> None:
     """Fill `folder` with a checkpoint; its manifest is written last."""
+    files = CheckpointFolder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(state.tensors, folder / STATE)
-    write_text_atomically(folder / LEDGER, state.ledger.to_json())
-    write_text_atomically(folder / STEPS, json.dumps(state.metrics))
-    files = {name: _sha256(folder / name) for name in FILES}
-    write_text_atomically(folder / MANIFEST, json.dumps({"step": state.step, "sha256": files}, indent=2))
+    torch.save(state.tensors, files.state)
+    write_text_atomically(files.ledger, state.ledger.to_json())
+    write_text_atomically(files.steps, json.dumps(state.metrics))
+    hashes = {name: _sha256(folder / name) for name in FILES}
+    write_text_atomically(files.manifest, json.dumps({"step": state.step, "sha256": hashes}, indent=2))
 
 
 def is_intact(folder: Path) -> bool:
     """Whether the manifest lists exactly the files of a checkpoint, and each exists and has the listed hash."""
     try:
-        manifest = read_typed(folder / MANIFEST, Manifest)
+        manifest = read_typed(CheckpointFolder(folder).manifest, Manifest)
         return manifest.sha256 == {name: _sha256(folder / name) for name in FILES}
     except (OSError, SepsceneError):
         return False
@@ -105,8 +96,8 @@ def newest_intact(root: Path) -> Path | None:
     for folder in checkpoints_of(root)[::-1]:
         if (folder / OLD_METRICS_FILE).exists():
             raise SepsceneError(
-                f"{folder} was written by an earlier version of Sepscene ({OLD_METRICS_FILE} was renamed to {STEPS}): "
-                "finish the run with that version, or start it again with another --id"
+                f"{folder} was written by an earlier version of Sepscene ({OLD_METRICS_FILE} was renamed to "
+                f"{CheckpointFolder.steps}): finish the run with that version, or start it again with another --id"
             )
         if is_intact(folder):
             return folder
@@ -116,7 +107,7 @@ def newest_intact(root: Path) -> Path | None:
 
 def read_ledger(folder: Path) -> Ledger:
     """The ledger of a checkpoint."""
-    return Ledger.load(folder / LEDGER)
+    return Ledger.load(CheckpointFolder(folder).ledger)
 
 
 def read_steps(folder: Path) -> list[dict[str, float]]:
@@ -125,7 +116,7 @@ def read_steps(folder: Path) -> list[dict[str, float]]:
     Raises:
         SepsceneError: if the file contains anything else.
     """
-    return read_typed(folder / STEPS, list[dict[str, int | float]])
+    return read_typed(CheckpointFolder(folder).steps, list[dict[str, int | float]])
 
 
 def steps_up_to(chosen: Path) -> list[dict[str, float]]:
@@ -146,8 +137,9 @@ def steps_up_to(chosen: Path) -> list[dict[str, float]]:
 
 def read_checkpoint(folder: Path) -> TrainingState:
     """Read a checkpoint that `newest_intact` has verified. Only tensors and plain values are unpickled."""
-    step = read_typed(folder / MANIFEST, Manifest).step
-    tensors = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    files = CheckpointFolder(folder)
+    step = read_typed(files.manifest, Manifest).step
+    tensors = torch.load(files.state, map_location="cpu", weights_only=True)
     return TrainingState(step, read_ledger(folder), tensors, read_steps(folder))
 
 
@@ -168,7 +160,7 @@ def resume_point(folder: StageFolder) -> Path | None:
         SepsceneError: if the file names anything but a checkpoint of this folder.
     """
     name = read_text(folder.resume)
-    if name and not NAME.fullmatch(name):
+    if name and not is_checkpoint_name(name):
         raise SepsceneError(
             f"{folder.resume} names {name[:80]!r}, which is not a checkpoint: delete the file and continue the run"
         )
@@ -190,7 +182,7 @@ class CheckpointWriter:
         self.unsaved = list[dict[str, float]]()
         self._thread: threading.Thread | None = None
         root.mkdir(parents=True, exist_ok=True)
-        for unfinished in root.glob(f"{HIDDEN}*"):
+        for unfinished in unfinished_checkpoints(root):
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def start(self, state: TrainingState) -> None:
@@ -222,7 +214,7 @@ class CheckpointWriter:
         return self.failure
 
     def _write(self, state: TrainingState) -> None:
-        hidden = self.root / f"{HIDDEN}{state.step}-{os.getpid()}"
+        hidden = unfinished_checkpoint(self.root, str(state.step))
         final = self.root / checkpoint_name(state.step)
         try:
             write_checkpoint(hidden, state)
@@ -254,7 +246,7 @@ def _copied(value: Any) -> Any:
 
 def _remove(folder: Path) -> None:
     """Hide the folder before deleting it, so that no process reads a partly deleted checkpoint."""
-    hidden = folder.with_name(f"{HIDDEN}gone-{folder.name}-{os.getpid()}")
+    hidden = unfinished_checkpoint(folder.parent, f"gone-{folder.name}")
     folder.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
 

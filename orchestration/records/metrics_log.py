@@ -67,7 +67,7 @@ def collect_validations(folder: StageFolder) -> None:
     The tasks may run on any machine, and appends from two machines to one shared file can overwrite each other. So only
     the process that writes the steps writes these records. If it is killed in between, a record is written twice.
     """
-    for path in sorted(folder.validations.glob("step-*.json")):
+    for path in folder.written_validations():
         record = read_typed_or(path, dict[str, float | str], {})
         if record:
             append_metrics(folder, [record])

@@ -15,11 +15,15 @@ from urllib.parse import unquote, urlsplit
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.files import read_typed_or
-from sepscene.orchestration.records.run_folder import LEVELS_BELOW_STORAGE, RunFolder
+from sepscene.orchestration.records.run_folder import (
+    LEVELS_BELOW_STORAGE,
+    RunFolder,
+    mlflow_artifacts_of,
+    mlflow_store_of,
+)
 from sepscene.orchestration.yaml_files import SECRET_KEYS, secret_in
 
 SQLITE = "sqlite:///"
-STORE_FILE = "mlflow.db"
 _ARTIFACT_COLUMNS = {
     "experiments": ("artifact_location",),
     "runs": ("artifact_uri",),
@@ -103,7 +107,7 @@ def checked_uri(uri: str) -> str:
     if scheme in ("", "file"):
         raise SepsceneError(
             f"MLFLOW_TRACKING_URI={uri} is a folder, and MLflow no longer writes to folders: "
-            f"use a SQLite file, e.g. sqlite:///{Path.cwd() / STORE_FILE}, or a server"
+            f"use a SQLite file, e.g. sqlite:///{mlflow_store_of(Path.cwd())}, or a server"
         )
     return uri
 
@@ -118,12 +122,12 @@ def _sqlite_at(path: Path) -> str:
 
 
 def _sqlite_in(folder: Path) -> str:
-    return _sqlite_at(folder / STORE_FILE)
+    return _sqlite_at(mlflow_store_of(folder))
 
 
 def artifact_folder(uri: str) -> Path:
     """The folder for the artifacts of a SQLite store: `mlartifacts` next to it."""
-    return sqlite_path(uri).parent / "mlartifacts"
+    return mlflow_artifacts_of(sqlite_path(uri).parent)
 
 
 def check_local_store(uri: str) -> None:

@@ -24,6 +24,7 @@ from sepscene.models.config import SepsceneError, first_line
 from sepscene.orchestration.records.files import exclusive_lock
 from sepscene.orchestration.records.mlflow_address import SQLITE, artifact_folder, check_local_store, sqlite_path
 from sepscene.orchestration.records.mlflow_names import metric_name
+from sepscene.orchestration.records.run_folder import mlflow_lock_of
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -64,7 +65,7 @@ class MlflowStore:
         if not self.uri.startswith(SQLITE):
             return mlflow.MlflowClient(tracking_uri=self.uri)
         path = sqlite_path(self.uri)
-        with exclusive_lock(path.with_suffix(".lock")):
+        with exclusive_lock(mlflow_lock_of(path)):
             check_local_store(self.uri)
             client = mlflow.MlflowClient(tracking_uri=self.uri)
             client.search_experiments(max_results=1)

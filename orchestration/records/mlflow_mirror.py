@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from sepscene.models.card import CARD_FILE
 from sepscene.models.config import Config, SepsceneError, first_line
 from sepscene.orchestration.records.files import (
     append_lines,
@@ -228,7 +229,7 @@ class Tracker:
         from sepscene.orchestration.records.mlflow_registry import log_encoder
 
         bundle = self._inside(argument["path"])
-        digest = hashlib.sha256((bundle / "config.json").read_bytes()).hexdigest()
+        digest = hashlib.sha256((bundle / CARD_FILE).read_bytes()).hexdigest()
         if self.state.encoders.get(stage) == digest:
             return
         log_encoder(self.store, run_id, bundle, argument["name"], argument["registered_name"])

@@ -20,6 +20,7 @@ from sepscene import __version__
 from sepscene.models.card import read_card
 from sepscene.models.encoders.encoder import read_encoder_config
 from sepscene.models.names import is_custom, package_of
+from sepscene.models.weights import README
 from sepscene.orchestration.records.mlflow_client import MlflowStore
 from sepscene.orchestration.records.mlflow_names import metric_name
 from sepscene.orchestration.source import code_to_send, copy_custom_code, copy_source
@@ -74,7 +75,7 @@ def log_encoder(store: MlflowStore, run_id: str, bundle: Path, name: str, regist
     if linked:
         store.client.log_batch(run_id, metrics=linked)
     if registered_name and info.registered_model_version:
-        text = _INPUT.format(rate=rate, dim=dim) + "\n" + _without_header((bundle / "README.md").read_text())
+        text = _INPUT.format(rate=rate, dim=dim) + "\n" + _without_header((bundle / README).read_text())
         number = str(info.registered_model_version)
         store.client.update_model_version(registered_name, number, description=text[:_MAX_DESCRIPTION_LENGTH])
         _describe_version(store, registered_name, number, tags, metrics)

@@ -2,14 +2,23 @@
 
 storage/
     store/                     separated clips, shared by all runs of a storage
-    audits/audit-<digest>/     audits of data sets
+    audits/audit-<digest>/     AuditFolder
+    mlflow.db, mlartifacts/    MLflow's store and its files, without a server
     <run>/                     RunFolder
         checkpoints/<stage>/   StageFolder
+            step-<number>/     CheckpointFolder
     <sweep>/                   SweepFolder (in `records.sweep_folder`)
         shared/                RunFolder for files that all trials share
         trials/<trial>/        RunFolder
+
+Files are written with `models.files.write_atomically`, `replace_file` and `replace_folder`, so that they are complete
+even if the process is killed. Exceptions are files to which lines are appended, and `RunFolder.lock` (see `run_lock`).
+What is inside a folder of weights (`models.weights`), of separated clips (`augment.store`), of generated scenes
+(`augment.synthetic.sources`), of crash counts (`augment.crash_counts`) or of lists of clips
+(`tasks.datasets.python_clips`) is named there: these rooms know nothing of runs.
 """
 
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -21,6 +30,9 @@ from sepscene.models.config import SepsceneError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+,@ -]{0,199}")
 """Allowed names of runs, sweeps, encoders and checkpoints: plain names of a folder."""
+
+PRETRAINING = "pretrain"
+"""First word of the names of all stages that train an encoder."""
 
 LEVELS_BELOW_STORAGE = 3
 """The most deeply nested run is a trial: STORAGE/SWEEP/trials/TRIAL."""
@@ -43,6 +55,11 @@ def plain_name(name: str, what: str) -> str:
 def dated(name: str) -> str:
     """The name of a new folder: an experiment or kind of run, followed by the current time."""
     return f"{name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def newest_dated(storage: Path, name: str) -> str | None:
+    """The newest folder of a storage that `dated` has named after this experiment or kind; None without one."""
+    return max((path.name for path in storage.glob(f"{name.replace('/', '-')}-*")), default=None)
 
 
 def folder_in(storage: Path, name: str, what: str) -> Path:
@@ -136,6 +153,34 @@ class RunFolder:
         """The encoder bundle of a baseline: "mix-mix" or "untrained"."""
         return self.path / "baselines" / plain_name(name, "the baseline")
 
+    def ladder_checkpoint(self, name: str, step: int, digest: str) -> Path:
+        """A separator of the ladder: a folder of weights."""
+        return self.ladder / f"{name}-{step}-{digest[:12]}"
+
+    def unfinished_ladder_checkpoint(self, name: str, step: int) -> Path:
+        """The folder in which a separator of the ladder is written."""
+        return self.ladder / f".{name}-{step}"
+
+    def sound(self, number: int) -> Path:
+        """A sound of the listening page."""
+        return self.sounds / f"{number:03d}.flac"
+
+    def plot(self, name: str) -> Path:
+        """A plot of the report."""
+        return self.plots / f"{name}.svg"
+
+    def written_plots(self) -> list[Path]:
+        """The plots of the newest report."""
+        return list(self.plots.glob("*.svg"))
+
+    def held_mark(self, nanoseconds: int) -> Path:
+        """The file of the period that began at this Unix time; its last modification is the end of the period."""
+        return self.held / str(nanoseconds)
+
+    def held_marks(self) -> list[Path]:
+        """The files of all periods in which a trial held its resources."""
+        return list(self.held.glob("*"))
+
     def predictions(self, encoder: str) -> Path:
         """Targets, scores and embeddings of an encoder's evaluation.
 
@@ -169,9 +214,41 @@ def audits_of(storage: Path) -> Path:
     return storage / "audits"
 
 
+@dataclass(frozen=True)
+class AuditFolder:
+    """The audit of one data set."""
+
+    path: Path
+
+    findings = Place("audit.json")
+    """The findings with their digest, as JSON."""
+    text = Place("audit.txt")
+    """The findings as readable text."""
+
+    @classmethod
+    def of(cls, storage: Path, manifest_digest: str) -> "AuditFolder":
+        """The audit of the data set with this manifest."""
+        return cls(audits_of(storage) / f"audit-{manifest_digest[:12]}")
+
+
 def clips_of(storage: Path) -> Path:
     """The lists of clips that were passed to runs of a storage from Python."""
     return storage / "clips"
+
+
+def mlflow_store_of(storage: Path) -> Path:
+    """MLflow's SQLite store, if no server is used; it can also be in the folder of a run."""
+    return storage / "mlflow.db"
+
+
+def mlflow_lock_of(store: Path) -> Path:
+    """Lock file of the process that creates a SQLite store."""
+    return store.with_suffix(".lock")
+
+
+def mlflow_artifacts_of(storage: Path) -> Path:
+    """The artifacts of the SQLite store in the same folder."""
+    return storage / "mlartifacts"
 
 
 def encoder_of(folder: Path) -> Path:
@@ -182,7 +259,12 @@ def encoder_of(folder: Path) -> Path:
 
 def pretraining_stage(pair: str) -> str:
     """Name of the stage that trains on one kind of positive pair; used in metrics, MLflow and checkpoints."""
-    return f"pretrain-{pair}"
+    return f"{PRETRAINING}-{pair}"
+
+
+def is_pretraining(stage: object) -> bool:
+    """Whether a stage, as a record of the metrics file names it, trains an encoder."""
+    return str(stage).startswith(PRETRAINING)
 
 
 @dataclass(frozen=True)
@@ -206,11 +288,27 @@ class StageFolder:
     """Folder in which validation tasks store their records, one file per step, until they are in the metrics file."""
     best = Place("best")
     """The best encoder so far by validation: a bundle."""
+    best_record = Place("best/validation.json")
+    """The step and the metric of the best encoder."""
+    unfinished_best = Place("best.partial")
+    """The folder in which a new best encoder is written."""
 
     @property
     def path(self) -> Path:
-        """The folder itself; checkpoints are its sub-folders `step-00000100`."""
+        """The folder itself; its sub-folders are checkpoints (`CheckpointFolder`)."""
         return self.run.checkpoints / self.name
+
+    def validation(self, step: int) -> Path:
+        """The record of the validation of a step."""
+        return self.validations / f"step-{step:08d}.json"
+
+    def written_validations(self) -> list[Path]:
+        """The records of validations that are not yet in the metrics file, oldest first."""
+        return sorted(self.validations.glob("step-*.json"))
+
+    def leftovers_of_best(self) -> list[Path]:
+        """The folders that a killed process has left while it replaced the best encoder."""
+        return list(self.path.glob("best.*"))
 
     @property
     def shown(self) -> str:
@@ -221,3 +319,44 @@ class StageFolder:
     def ray_snapshot(self) -> Path:
         """Ray Train's list of the encoders that it has stored; it can name folders that Ray has deleted."""
         return self.path / self.shown / "checkpoint_manager_snapshot.json"
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """A checkpoint of a training stage: RUN/checkpoints/<stage>/step-<number>."""
+
+    path: Path
+
+    state = Place("state.pt")
+    """The state dicts of model, optimiser and others."""
+    ledger = Place("ledger.json")
+    """The rows that training has consumed."""
+    steps = Place("metrics.json")
+    """The metrics of the steps since the previous checkpoint."""
+    manifest = Place("manifest.json")
+    """The step, and the SHA-256 of the other files; written last."""
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of the checkpoint after `step` optimizer steps; names sort by step."""
+    return f"step-{step:08d}"
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a folder with this name is a complete checkpoint, not one that is written or deleted."""
+    return re.fullmatch(r"step-\d{8,}", name) is not None
+
+
+def checkpoints_of(stage: Path) -> list[Path]:
+    """The folders of all checkpoints of a stage, oldest first, damaged ones included."""
+    return sorted(folder for folder in stage.glob("step-*") if is_checkpoint_name(folder.name))
+
+
+def unfinished_checkpoint(stage: Path, name: str) -> Path:
+    """The hidden folder in which this process writes a checkpoint, or to which it moves one in order to delete it."""
+    return stage / f".writing-{name}-{os.getpid()}"
+
+
+def unfinished_checkpoints(stage: Path) -> list[Path]:
+    """The hidden folders of all processes; those of ended ones are left over."""
+    return list(stage.glob(".writing-*"))

@@ -2,6 +2,10 @@
 
 The lock is a file with the holder's host, process id and start time, which the holder touches every few seconds. It is
 stale, and can be taken over, if its process ran on this host and has ended, or if it was not touched for two minutes.
+
+The lock is not written atomically, because a file that replaces another one would not show that it was there. It is
+created with O_EXCL and then written, so it is empty for a moment; other processes wait for its content. It stays empty
+if its process was killed in that moment, or if the disk was full, and can then be taken over, too.
 """
 
 import contextlib
@@ -27,6 +31,8 @@ logger = logging.getLogger("sepscene")
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 120.0
 """Longer than typical pauses of a process or of a shared file system."""
+WRITE_SECONDS = 0.5
+"""Longer than a process takes to write its lock after creating it."""
 
 
 class Holder(BaseModel):
@@ -129,6 +135,16 @@ def _acquire(lock: Path) -> bool:
 
 def _holder(lock: Path) -> tuple[Holder | None, float]:
     """The holder of a lock and the seconds since it was touched; (None, 0) if the file is missing or damaged."""
+    deadline = time.monotonic() + WRITE_SECONDS
+    while _is_empty(lock) and time.monotonic() < deadline:
+        time.sleep(WRITE_SECONDS / 50)
     with contextlib.suppress(OSError, SepsceneError):
         return read_typed(lock, Holder), time.time() - lock.stat().st_mtime
     return None, 0.0
+
+
+def _is_empty(lock: Path) -> bool:
+    """Whether the lock exists without content; the file is opened because NFS caches sizes."""
+    with contextlib.suppress(OSError), lock.open("rb") as file:
+        return not file.read(1)
+    return False

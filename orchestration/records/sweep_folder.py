@@ -1,4 +1,4 @@
-"""Names of the files in the folders that contain runs: sweeps, reproductions and studies at scale mini."""
+"""Names of the files in the folders of sweeps, reproductions and studies at scale mini, and of the studies' data."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,10 @@ class SweepFolder:
         """The run of one trial."""
         return RunFolder(self.trials / name)
 
+    def relative(self, path: Path) -> str:
+        """A path below the folder as its records and pages name it, so that the folder can be moved."""
+        return path.relative_to(self.path).as_posix()
+
     def runs(self) -> list[RunFolder]:
         """The runs of all trials that have started, sorted by name."""
         return [RunFolder(path) for path in sorted(self.trials.glob("*")) if path.is_dir()]
@@ -57,6 +61,10 @@ class StudyFolder:
     def trial(self, row: str, seed: int) -> Path:
         """The record of one row with one seed."""
         return self.trials / f"{row.replace('/', '-')},seed={seed}.json"
+
+    def written_trials(self) -> list[Path]:
+        """The records of all finished trials, sorted by name."""
+        return sorted(self.trials.glob("*.json"))
 
     def running(self, row: str, seed: int) -> Path:
         """Lock file of the process that runs the trial."""
@@ -86,3 +94,36 @@ class StudyData:
     def scenes_done(self, scenes: Path, split: str, backgrounds: int) -> Path:
         """Exists once all scenes of a split are written, each in this many versions."""
         return scenes / f"{split}.{backgrounds}.done"
+
+
+@dataclass(frozen=True)
+class LogMelFolder:
+    """The log-mels of one manifest, in `StudyData.logmels`, in parts: one for the mixtures and one per processor."""
+
+    path: Path
+
+    @staticmethod
+    def mixtures(background: int) -> str:
+        """The part of the mixtures in the version with this background."""
+        return f"mixture-{background}"
+
+    @staticmethod
+    def channels(digest: str, background: int) -> str:
+        """The part of the channels of the separator with this digest."""
+        return f"channels-{digest[:16]}-{background}"
+
+    def array(self, part: str) -> Path:
+        """The log-mels of a part."""
+        return self.path / f"{part}.npy"
+
+    def levels(self, part: str) -> Path:
+        """The levels of the channels of a part."""
+        return self.path / f"{part}.levels.npy"
+
+    def done(self, part: str) -> Path:
+        """The number of clips of a part that are complete."""
+        return self.path / f"{part}.done"
+
+    def unfinished(self, array: Path) -> Path:
+        """The file of an array whose space is not reserved yet."""
+        return array.with_suffix(".new")

@@ -66,17 +66,15 @@ class Picture:
     svg: Markup
     alt: str
 
-    def save(self, folder: Path, palette: Mapping[str, str]) -> Path:
-        """Write FOLDER/<name>.svg, a file that does not need the page.
+    def save(self, path: Path, palette: Mapping[str, str]) -> None:
+        """Write the picture to an SVG file that does not need the page.
 
         Args:
             palette: CSS variable -> colour, e.g. {"--ink": "#1d1f22"}.
         """
         text = re.sub(r"var\((--\w+)\)", lambda found: palette[found[1]], str(self.svg))
         back = f"background: {palette['--paper']}; font-family: sans-serif; --width:"
-        path = folder / f"{self.name}.svg"
         write_text_atomically(path, text.replace("--width:", back, 1))
-        return path
 
 
 styled = matplotlib.rc_context(_STYLE)

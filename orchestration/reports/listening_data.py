@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from sepscene.augment.audio import AudioFormat, ClipError, read_clip
-from sepscene.augment.synthetic.sources import read_sources
+from sepscene.augment.synthetic.sources import read_sources, scenes_manifest
 from sepscene.models.separators.folder import load_separator
 from sepscene.orchestration.evaluation.compare import load_predictions
 from sepscene.orchestration.records.results import ProcessorResult
@@ -66,7 +66,7 @@ def _sources(uri: str, samples: int) -> np.ndarray | None:
 
 def _source_labels(path: Path) -> tuple[str, ...]:
     """The label of each true source, from the table next to the split's folder; empty without a table."""
-    table = path.parent.with_suffix(".csv")
+    table = scenes_manifest(path.parent.parent, path.parent.name)
     if not table.exists():
         return ()
     with table.open(newline="", encoding="utf-8") as file:

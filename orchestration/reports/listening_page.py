@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torchaudio.transforms import MelSpectrogram
 
+from sepscene.models.files import write_atomically
 from sepscene.orchestration.records.results import ProcessorResult
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.reports.render import number, render
@@ -123,7 +124,7 @@ def write_listening_page(
     files = RunFolder(run_dir)
     shutil.rmtree(files.sounds, ignore_errors=True)
     files.sounds.mkdir(parents=True)
-    builder = _BlockBuilder(sample_rate, files.sounds)
+    builder = _BlockBuilder(sample_rate, files)
     return render(
         "listen.html.j2",
         files.listening_page,
@@ -132,16 +133,16 @@ def write_listening_page(
         scenes=[builder.scene(scene, ladder) for scene in scenes],
         queries=[builder.query(query) for query in queries],
         seconds=f"{MAX_SECONDS:g}",
-        has_report=has_report,
+        report=str(RunFolder.report_html) if has_report else "",
     )
 
 
 class _BlockBuilder:
     """Builds the blocks of the page and writes their sounds."""
 
-    def __init__(self, sample_rate: int, sounds: Path) -> None:
+    def __init__(self, sample_rate: int, files: RunFolder) -> None:
         self.sample_rate = sample_rate
-        self.sounds = sounds
+        self.files = files
         self.written = 0
         self.samples = round(MAX_SECONDS * sample_rate)
 
@@ -196,12 +197,14 @@ class _BlockBuilder:
         level_db = decibel_full_scale(finite_T)
         if level_db < SILENT_DB:
             notes += ("silent",)
-        path = self.sounds / f"{self.written:03d}.flac"
+        path = self.files.sound(self.written)
         self.written += 1
-        soundfile.write(path, finite_T * own_gain, self.sample_rate, subtype="PCM_16")
+        flac = io.BytesIO()
+        soundfile.write(flac, finite_T * own_gain, self.sample_rate, subtype="PCM_16", format="FLAC")
+        write_atomically(path, flac.getvalue())
         return Player(
             title=title,
-            audio=f"{self.sounds.name}/{path.name}",
+            audio=path.relative_to(self.files.path).as_posix(),
             picture=self._mel(finite_T, scale_T),
             level_db=level_db,
             seconds=len(finite_T) / self.sample_rate,

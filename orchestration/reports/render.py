@@ -64,8 +64,8 @@ def render_report(name: str, folder: RunFolder | SweepFolder, **values: Any) -> 
 
 def report_of(folder: Path, run_dir: str) -> str:
     """The link from a page in `folder` to the report of one of its runs; empty if the run has none."""
-    path = f"{run_dir}/report.html"
-    return path if run_dir and (folder / path).exists() else ""
+    report = RunFolder(Path(run_dir)).report_html
+    return report.as_posix() if run_dir and (folder / report).exists() else ""
 
 
 def light_palette() -> dict[str, str]:

@@ -65,7 +65,7 @@ def write_reproduction_report(directory: Path) -> tuple[Path, Path]:
         differs={row: text for row, runs in by_row.items() if (text := _differences(runs))},
         seeds={row: ", ".join(str(run.seed) for run in runs) for row, runs in by_row.items()},
         reports={run.run_dir: report_of(directory, run.run_dir) for run in results.runs},
-        has_listening_page=files.shared.listening_page.exists(),
+        listening_page=files.relative(files.shared.listening_page) if files.shared.listening_page.exists() else "",
     )
 
 

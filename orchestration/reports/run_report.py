@@ -63,18 +63,18 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
     results = RunResults.load(run_dir)
     files = RunFolder(run_dir)
     values = _values(results, files)
-    _save_pictures([*values["pictures"].values(), *values["curves"], *values["maps"]], files.plots)
+    _save_pictures([*values["pictures"].values(), *values["curves"], *values["maps"]], files)
     return render_report("run", files, **values)
 
 
-def _save_pictures(pictures: Sequence[plots.Picture], folder: Path) -> None:
+def _save_pictures(pictures: Sequence[plots.Picture], files: RunFolder) -> None:
     """Write the pictures of the page to files, for slides and for MLflow; remove those of an earlier report."""
-    folder.mkdir(exist_ok=True)
-    for old in folder.glob("*.svg"):
+    files.plots.mkdir(exist_ok=True)
+    for old in files.written_plots():
         old.unlink()
     palette = light_palette()
     for picture in pictures:
-        picture.save(folder, palette)
+        picture.save(files.plot(picture.name), palette)
 
 
 def _values(results: RunResults, files: RunFolder) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _values(results: RunResults, files: RunFolder) -> dict[str, Any]:
             if encoder.map_2d
         ],
         "configuration": read_text(files.experiment) if files.experiment.exists() else "",
-        "has_listening_page": files.listening_page.exists(),
+        "listening_page": str(RunFolder.listening_page) if files.listening_page.exists() else "",
         "slowest": max((stage.seconds for stage in results.stages), default=0.0),
     }
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from sepscene.orchestration.formatting import duration
 from sepscene.orchestration.records.results import Metric, Setting, SweepResults, TrialResult, metric_of, read_metrics
+from sepscene.orchestration.records.run_folder import is_pretraining
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports import plots
 from sepscene.orchestration.reports.render import metric_name, render_report, report_of, with_interval
@@ -70,7 +71,7 @@ def write_sweep_report(sweep_dir: Path) -> tuple[Path, Path]:
         parallel=_parallel(sweep, groups) if sweep.trials and sweep.fields else None,
         effects=_effects(sweep),
         curves=_curves(sweep_dir, sweep),
-        has_listening_page=files.shared.listening_page.exists(),
+        listening_page=files.relative(files.shared.listening_page) if files.shared.listening_page.exists() else "",
     )
 
 
@@ -227,7 +228,7 @@ def _curves(sweep_dir: Path, sweep: SweepResults) -> list[plots.Picture]:
 
 def _training_loss(run_dir: Path) -> plots.Curve | None:
     """The loss of the first pre-training stage by step; the stage of a baseline comes later."""
-    records = [record for record in read_metrics(run_dir) if str(record["stage"]).startswith("pretrain")]
+    records = [record for record in read_metrics(run_dir) if is_pretraining(record["stage"])]
     curve: dict[float, float] = {}
     for record in records:
         value = record.get("train/loss", record.get("loss"))

@@ -64,8 +64,12 @@ def reproduce(
             if not _finished_as_twin(row, seed, folder)
         ]
 
+        files = SweepFolder(folder)
+
         def write(found: list[Outcome]) -> ReproductionResults:
-            finished = [RunResults.load(run.path) for run in SweepFolder(folder).runs() if run.finished.exists()]
+            folders = [run.path for run in files.runs() if run.finished.exists()]
+            finished = [RunResults.load(run_dir) for run_dir in folders]
+            places = [files.relative(run_dir) for run_dir in folders]
             results = ReproductionResults(
                 reproduction_id=folder.name,
                 scale=scale,
@@ -73,7 +77,7 @@ def reproduce(
                 started=min((run.started for run in finished), default=datetime.now(UTC).isoformat(timespec="seconds")),
                 seconds=sum(run.seconds for run in finished),
                 differs=_differences(base, finished),
-                runs=tuple(map(_reproduced, finished)),
+                runs=tuple(map(_reproduced, finished, places)),
                 failed={outcome.trial.name: outcome.reason for outcome in found if outcome.reason},
                 environment=environment(),
                 data=finished[0].data if finished else {},
@@ -83,7 +87,6 @@ def reproduce(
             return results
 
         results = write(run_trials(trials, folder, tracking_uri, console, write, tags=tags))
-        files = SweepFolder(folder)
         for path in (files.reproduction, files.report_html, files.report_md):
             tracker.log_artifact("", path)
     return results
@@ -108,7 +111,7 @@ def _finished_as_twin(experiment: Experiment, seed: int, folder: Path) -> bool:
     return twin is not None and SweepFolder(folder).trial(_trial_name(twin, seed)).finished.exists()
 
 
-def _reproduced(results: RunResults) -> ReproducedRun:
+def _reproduced(results: RunResults, run_dir: str) -> ReproducedRun:
     ours = results.encoders[0]
     unreadable = len(results.ledger.quarantined) if results.ledger else 0
     return ReproducedRun(
@@ -119,7 +122,7 @@ def _reproduced(results: RunResults) -> ReproducedRun:
         replicates=ours.replicates,
         diagnostics=ours.diagnostics,
         differs=(f"unreadable clips left out: {unreadable}",) if unreadable else (),
-        run_dir=f"trials/{results.run_id}",
+        run_dir=run_dir,
     )
 
 

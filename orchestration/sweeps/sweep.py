@@ -14,6 +14,7 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.environment import command_line, environment
 from sepscene.orchestration.records.mlflow_mirror import Tracker
 from sepscene.orchestration.records.results import Metric, SweepResults, TrialResult, read_metrics
+from sepscene.orchestration.records.run_folder import is_pretraining
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.reports.sweep_report import write_sweep_report
 from sepscene.orchestration.sweeps.config import SweepConfig
@@ -100,9 +101,10 @@ def _log(tracker: Tracker, results: SweepResults, folder: Path) -> None:
 
 def _result(outcome: Outcome, folder: Path) -> TrialResult:
     results = outcome.results
-    run_dir = SweepFolder(folder).trial(outcome.trial.name).path
+    files = SweepFolder(folder)
+    run_dir = files.trial(outcome.trial.name).path
     metrics = dict(results.encoders[0].metrics) if results else {}
-    records = [record for record in read_metrics(run_dir) if str(record["stage"]).startswith("pretrain")]
+    records = [record for record in read_metrics(run_dir) if is_pretraining(record["stage"])]
     validations = [float(record[METRIC]) for record in records if METRIC in record]
     if validations:
         metrics[METRIC] = Metric(value=validations[-1], interval="on held-out training clips, the last one")
@@ -115,5 +117,5 @@ def _result(outcome: Outcome, folder: Path) -> TrialResult:
         metrics=metrics,
         steps=max((int(record["step"]) for record in records if "step" in record), default=0),
         seconds=held_seconds(run_dir),
-        run_dir=f"trials/{outcome.trial.name}",
+        run_dir=files.relative(run_dir),
     )

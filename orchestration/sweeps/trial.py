@@ -126,7 +126,7 @@ def _facts(run_dir: Path) -> dict[str, Any]:
 @contextmanager
 def _record_held_time(run_dir: Path) -> Iterator[None]:
     """While the block runs, record how long the trial has held its resources; the record survives a kill -9."""
-    mark = RunFolder(run_dir).held / str(time.time_ns())
+    mark = RunFolder(run_dir).held_mark(time.time_ns())
     mark.parent.mkdir(exist_ok=True)
     mark.touch()
     try:
@@ -138,12 +138,12 @@ def _record_held_time(run_dir: Path) -> Iterator[None]:
 
 def held_seconds(run_dir: Path) -> float:
     """How long a trial has held its resources, in seconds, summed over all its starts."""
-    return sum(max(0, mark.stat().st_mtime_ns - int(mark.name)) for mark in RunFolder(run_dir).held.glob("*")) / 1e9
+    return sum(max(0, mark.stat().st_mtime_ns - int(mark.name)) for mark in RunFolder(run_dir).held_marks()) / 1e9
 
 
 def is_held(run_dir: Path) -> bool:
     """Whether a trial holds its resources now."""
-    newest = max((mark.stat().st_mtime for mark in RunFolder(run_dir).held.glob("*")), default=0.0)
+    newest = max((mark.stat().st_mtime for mark in RunFolder(run_dir).held_marks()), default=0.0)
     return time.time() - newest < STALE_SECONDS
 
 

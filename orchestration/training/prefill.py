@@ -24,6 +24,8 @@ from sepscene.tasks.datasets.readers import Manifest
 
 logger = logging.getLogger("sepscene")
 
+STAGE = "prefill"
+
 SHARDS_SECONDS = 30.0
 """How long the last shards of the actors can take to appear after the last row."""
 _RETRY_SECONDS = 1.0

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sepscene.augment.draws import Schedule
 from sepscene.augment.views import from_pcm
 from sepscene.models.card import ProcessorName
+from sepscene.models.files import replace_folder
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.orchestration.config import Experiment
@@ -64,14 +65,13 @@ def read_ladder(run_dir: Path) -> dict[str, str]:
 def add_to_ladder(run_dir: Path, name: str, step: int, separator: TDCNpp, metadata: dict[str, Any]) -> None:
     """Save a checkpoint permanently as ladder/<name>-<step>-<digest>, and add it to the ladder's index."""
     files = RunFolder(run_dir)
-    ladder = files.ladder
-    fresh = ladder / f".{name}-{step}"
+    fresh = files.unfinished_ladder_checkpoint(name, step)
     digest = save_separator(separator, fresh, {"name": name, "step": step, **metadata})
-    final = ladder / f"{name}-{step}-{digest[:12]}"
+    final = files.ladder_checkpoint(name, step, digest)
     if final.exists():  # the process was killed before it wrote the index
         shutil.rmtree(fresh)
     else:
-        fresh.rename(final)
+        replace_folder(fresh, final)
     index = {key: Path(folder).name for key, folder in read_ladder(run_dir).items()} | {name: final.name}
     write_text_atomically(files.ladder_index, json.dumps(index, indent=2))
 

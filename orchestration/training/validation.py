@@ -48,9 +48,6 @@ from sepscene.tasks.distributed.gather import rank
 from sepscene.tasks.evaluation.embed_sounds import embed_sounds
 
 METRIC = "validation_knn_map"
-VALIDATED = "validation.json"
-"""File in the folder of the best bundle, with its step and its metric."""
-
 QUERY_EVERY = 4
 BATCH_CLIPS = 8
 
@@ -179,11 +176,11 @@ def validate(
     try:
         with checkpoint.as_directory() as bundle:
             metrics = {METRIC: probe(load_encoder(bundle), clips, experiment)}
-            keep_best(folder.best, Path(bundle), step, metrics[METRIC])
+            keep_best(folder, Path(bundle), step, metrics[METRIC])
         record = {**metrics, "validation_seconds": round(time.perf_counter() - started, 3)}
     except Exception as error:
         record = {"event": f"the validation of step {step} failed: {type(error).__name__}: {error}"}
-    write_text_atomically(folder.validations / f"step-{step:08d}.json", json.dumps({"step": step, **record}))
+    write_text_atomically(folder.validation(step), json.dumps({"step": step, **record}))
     return metrics
 
 
@@ -218,22 +215,22 @@ def probe(encoder: Encoder, clips: ProbeClips, experiment: Experiment) -> float:
     return knn_map(h_ND[~query_N], targets_NK[~query_N], h_ND[query_N], targets_NK[query_N], neighbours)
 
 
-def best_metric(best: Path) -> float:
+def best_metric(folder: StageFolder) -> float:
     """The metric of the best encoder so far; −∞ before there is one."""
     try:
-        return read_typed(best / VALIDATED, dict[str, float])[METRIC]
+        return read_typed(folder.best_record, dict[str, float])[METRIC]
     except (OSError, SepsceneError, KeyError):
         return float("-inf")
 
 
-def keep_best(best: Path, bundle: Path, step: int, value: float) -> None:
+def keep_best(folder: StageFolder, bundle: Path, step: int, value: float) -> None:
     """Copy a bundle to `best` if its metric is higher; the old best stays until the new one is complete."""
-    if value <= best_metric(best):
+    if value <= best_metric(folder):
         return
-    for leftover in best.parent.glob("best.*"):
+    for leftover in folder.leftovers_of_best():
         shutil.rmtree(leftover)
-    fresh = best.with_name("best.partial")
+    fresh = folder.unfinished_best
     shutil.copytree(bundle, fresh)
     update_card(fresh, {"title": "the best step by validation", "metrics": {METRIC: {"value": value}}})
-    write_text_atomically(fresh / VALIDATED, json.dumps({"step": step, METRIC: value}))
-    replace_folder(fresh, best)
+    write_text_atomically(fresh / folder.best_record.name, json.dumps({"step": step, METRIC: value}))
+    replace_folder(fresh, folder.best)

@@ -12,7 +12,6 @@ from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records import checkpoints as saving
 from sepscene.orchestration.records.checkpoints import (
     TrainingState,
-    checkpoint_name,
     choose_resume_point,
     newest_intact,
     read_checkpoint,
@@ -20,7 +19,7 @@ from sepscene.orchestration.records.checkpoints import (
     write_checkpoint,
 )
 from sepscene.orchestration.records.ledger import Ledger
-from sepscene.orchestration.records.run_folder import RunFolder
+from sepscene.orchestration.records.run_folder import RunFolder, checkpoint_name
 
 
 def write(root: Path, step: int) -> Path:
@@ -54,7 +53,9 @@ def test_the_newest_intact_one_is_chosen(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_with_its_new_name(tmp_path: Path) -> None:
     (write(tmp_path, 3) / "metrics.json").rename(tmp_path / "step-00000003" / "figures.json")
-    with pytest.raises(SepsceneError, match=r"step-00000003 .*earlier version.*figures\.json was renamed to metrics\.json"):
+    with pytest.raises(
+        SepsceneError, match=r"step-00000003 .*earlier version.*figures\.json was renamed to metrics\.json"
+    ):
         newest_intact(tmp_path)
 
 
@@ -142,7 +143,7 @@ def _refuse(folder: Path, _: TrainingState) -> None:
 
 def test_a_damaged_checkpoint_of_the_same_step_is_replaced_and_unfinished_ones_are_removed(tmp_path: Path) -> None:
     (tmp_path / "step-00000002").mkdir()
-    (tmp_path / f"{saving.HIDDEN}1-99").mkdir()
+    (tmp_path / ".writing-1-99").mkdir()
     writer = saving.CheckpointWriter(tmp_path, kept=2)
     assert writer.save(state(2), 0) == ""
     assert names(tmp_path) == ["step-00000002"] and newest_intact(tmp_path) == tmp_path / "step-00000002"

@@ -2,17 +2,11 @@
 
 from pathlib import Path
 
-from sepscene.orchestration.records.checkpoints import (
-    STEPS,
-    TrainingState,
-    checkpoint_name,
-    steps_up_to,
-    write_checkpoint,
-)
+from sepscene.orchestration.records.checkpoints import TrainingState, steps_up_to, write_checkpoint
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.metrics_log import append_metrics, recover_metrics
 from sepscene.orchestration.records.results import read_metrics
-from sepscene.orchestration.records.run_folder import RunFolder
+from sepscene.orchestration.records.run_folder import CheckpointFolder, RunFolder, checkpoint_name
 
 
 def steps(run_dir: Path, stage: str) -> list[int]:
@@ -34,7 +28,7 @@ def test_the_steps_of_all_checkpoints_up_to_the_chosen_one_are_recovered(tmp_pat
     for step in (2, 4, 6, 8):
         known = [{"step": n, "loss": float(n)} for n in (step - 2, step - 1, step) if n]
         write_checkpoint(tmp_path / checkpoint_name(step), TrainingState(step, Ledger(10), {}, known))
-    (tmp_path / checkpoint_name(2) / STEPS).write_text("[{")
+    CheckpointFolder(tmp_path / checkpoint_name(2)).steps.write_text("[{")
     found = steps_up_to(tmp_path / checkpoint_name(6))
     assert [int(record["step"]) for record in found] == [2, 3, 4, 5, 6]
 

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -68,6 +69,20 @@ def test_a_damaged_lock_does_not_block_a_run(tmp_path: Path) -> None:
         RunFolder(tmp_path).lock.write_bytes(content)
         with locked(RunFolder(tmp_path)):
             pass
+
+
+def test_a_lock_that_is_being_written_is_not_taken_over(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.lock.touch()
+    holder = Holder(host="elsewhere", pid=1, process_began=1.0, since="2026-11-29T10:00:00+00:00")
+    writing = threading.Timer(0.1, folder.lock.write_text, [holder.model_dump_json()])
+    writing.start()
+    try:
+        with pytest.raises(SepsceneError, match="process 1 on elsewhere"), locked(folder):
+            pass
+    finally:
+        writing.join()
+    assert json.loads(folder.lock.read_text())["host"] == "elsewhere"
 
 
 def test_a_deleted_folder_ends_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,17 +15,11 @@ import ray.cloudpickle
 from rich.console import Console
 
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.records.checkpoints import (
-    TrainingState,
-    checkpoint_name,
-    newest_intact,
-    read_ledger,
-    write_checkpoint,
-)
+from sepscene.orchestration.records.checkpoints import TrainingState, newest_intact, read_ledger, write_checkpoint
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.metrics_log import append_metrics
 from sepscene.orchestration.records.results import EncoderResult, Metric, RunResults
-from sepscene.orchestration.records.run_folder import RunFolder
+from sepscene.orchestration.records.run_folder import RunFolder, checkpoint_name
 from sepscene.orchestration.sweeps.config import make_sweep
 from sepscene.orchestration.sweeps.run_trials import run_trials
 from sepscene.orchestration.sweeps.schedulers import tuning_of

@@ -75,9 +75,9 @@ def test_a_local_trainer_gives_the_same_numbers_and_continues_from_its_checkpoin
     validated = [record["validation_knn_map"] for record in expected if "validation_knn_map" in record]
     assert validated[-1] == pytest.approx(by_hand, abs=1e-6)
     for folder in ("train", "local"):
-        best = RunFolder(tmp_path / folder).stage(STAGE).best
-        assert best_metric(best) == max(validated)
-        assert probe(load_encoder(best), clips, experiment) == pytest.approx(max(validated), abs=1e-6)
+        stage = RunFolder(tmp_path / folder).stage(STAGE)
+        assert best_metric(stage) == max(validated)
+        assert probe(load_encoder(stage.best), clips, experiment) == pytest.approx(max(validated), abs=1e-6)
 
     newest[1].rename(tmp_path / "lost")  # as if the driver had been killed before the last checkpoint
     assert newest_intact(stages[1]) is not None

@@ -99,14 +99,15 @@ def test_an_encoder_that_is_not_finite_gives_an_event(nano: Experiment) -> None:
 
 
 def test_the_best_encoder_is_replaced_atomically(nano: Experiment, tmp_path: Path) -> None:
-    best = RunFolder(tmp_path).stage(STAGE).best
-    assert best_metric(best) == -np.inf
+    stage = RunFolder(tmp_path).stage(STAGE)
+    best = stage.best
+    assert best_metric(stage) == -np.inf
     bundles = {}
     for step, value in ((2, 0.25), (4, 0.5), (6, 0.4)):
         bundles[step] = encoder_of(nano.changed({"seed": step}), None)
         save_encoder(bundles[step], tmp_path / str(step), {"steps": step})
-        keep_best(best, tmp_path / str(step), step, value)
-        assert best_metric(best) == (0.5 if step == 6 else value)
+        keep_best(stage, tmp_path / str(step), step, value)
+        assert best_metric(stage) == (0.5 if step == 6 else value)
     assert sorted(folder.name for folder in best.parent.iterdir()) == ["best"]
     wave_BT = torch.randn(2, 32_000)
     with torch.inference_mode():
