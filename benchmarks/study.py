@@ -60,7 +60,8 @@ def trained(
 ) -> tuple[Encoder, dict[str, float]]:
     """Train over the whole schedule; returns the encoder and its mean losses over the last tenth of the steps."""
     check_supported(experiment)
-    training, schedule = experiment.training, schedule_of(experiment, len(clips.clips))
+    training = experiment.training
+    schedule = schedule_of(experiment, len(clips.clips))
     streams = streams_of(experiment.used_augmentations)
     rows = DrawRows(clips.clips, schedule, Ledger(schedule.rows), experiment.views, streams)
     make = ViewMaker(ServiceSettings(views=experiment.views, audio=experiment.audio, checkpoints=ladder), store)
@@ -104,7 +105,8 @@ def embedded(encoder: Encoder, clips: Manifest, experiment: Experiment) -> np.nd
 def one_run(folder: Path, experiment: Experiment) -> dict[str, float]:
     """Losses and metrics of one experiment with the folder's data and ladder."""
     manifest = read_manifest(experiment.data.format, experiment.data.root or str(folder / "scenes"))
-    train, test = manifest.select(*experiment.data.train), manifest.select(*experiment.data.test)
+    train = manifest.select(*experiment.data.train)
+    test = manifest.select(*experiment.data.test)
     store = SeparatedStore(str(folder / "store"))
     encoder, losses = trained(experiment, train, read_ladder(folder), store)
     store.close()

@@ -92,7 +92,8 @@ def random_views(columns: Columns, samples: int) -> Columns:
 
 def our_loop(pairs: int, steps: int, workers: int) -> float:
     """Seconds per step of the loop of orchestration/training/pretraining.py in Ray Train."""
-    settings, rows = experiment(pairs, workers), pairs * steps
+    settings = experiment(pairs, workers)
+    rows = pairs * steps
     samples = patch_samples(settings.views, settings.audio.sample_rate)
 
     def stream(_: Ledger) -> ray.data.Dataset:

@@ -107,7 +107,8 @@ WHOLE["au in a pipe"] = WHOLE["au in a pipe"][:8] + b"\xff" * 4 + WHOLE["au in a
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_length_and_samples_are_those_of_another_decoder(tmp_path: Path, name: str) -> None:
-    data, path = WHOLE[name], tmp_path / "a.sound"
+    data = WHOLE[name]
+    path = tmp_path / "a.sound"
     path.write_bytes(data)
     other = by_ffmpeg(data)
     frame = 3 * 1152 if "mp3" in name else 256 if "ogg" in name else 0  # decoders differ in removing the codec's delay
@@ -140,7 +141,8 @@ def test_a_part_is_the_same_part_of_the_whole(tmp_path: Path, name: str) -> None
 
 def test_a_wav_of_more_than_four_gibibytes(tmp_path: Path) -> None:
     """The length field has wrapped. The file is sparse, so that it takes no disk space."""
-    path, size = tmp_path / "a.wav", (1 << 32) + 64_000
+    path = tmp_path / "a.wav"
+    size = (1 << 32) + 64_000
     with path.open("wb") as file:
         file.write(wav(b"", riff=(size + 36) % (1 << 32), size=size % (1 << 32)))
         file.seek(44 + size - 2 * RATE)

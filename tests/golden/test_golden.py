@@ -23,7 +23,9 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.training.pretrainer import Pretrainer
 
 VALUES = Path(__file__).with_name("values.json")
-CLIPS, STEPS, ROWS = 24, 4, 8
+CLIPS = 24
+STEPS = 4
+ROWS = 8
 
 
 def measured(nano: Experiment, folder: Path) -> dict[str, object]:
@@ -34,7 +36,8 @@ def measured(nano: Experiment, folder: Path) -> dict[str, object]:
     schedule = Schedule(seed=experiment.seed, clips=CLIPS, epochs=4)
     maker = ViewMaker(ServiceSettings(views=experiment.views, audio=AudioFormat(clip_seconds=2.0), checkpoints={}))
     trainer = Pretrainer(experiment, CLIPS, torch.device("cpu"))
-    digests, losses = {}, []
+    digests = {}
+    losses = []
     for step in range(STEPS):
         draws = experiment.views.draw(schedule, np.arange(step * ROWS, (step + 1) * ROWS))
         digests |= {f"{name} {step}": _digest(column) for name, column in draws.items()}
@@ -49,7 +52,8 @@ def _digest(column: np.ndarray) -> str:
 
 
 def test_the_numbers_are_those_that_were_written_down(nano: Experiment, tmp_path: Path) -> None:
-    found, written = measured(nano, tmp_path), json.loads(VALUES.read_text())
+    found = measured(nano, tmp_path)
+    written = json.loads(VALUES.read_text())
     assert found["draws"] == written["draws"]
     assert [list(interval) for interval in found["ledger"]] == written["ledger"]  # type: ignore[attr-defined]
     np.testing.assert_allclose(found["losses"], written["losses"], rtol=1e-5)

@@ -146,7 +146,8 @@ def test_the_page_of_a_run_links_to_the_report_that_is_written_later(tmp_path: P
 
 
 def test_sources_with_the_same_label_have_unique_names(tmp_path: Path) -> None:
-    channels, sources = np.stack([tone(440)] * 2), np.stack([tone(440)] * 3)
+    channels = np.stack([tone(440)] * 2)
+    sources = np.stack([tone(440)] * 3)
     twice = Scene("s", tone(440), {"S2": channels}, (), sources, ("dog", "cat", "dog"))
     page = write_listening_page(tmp_path, [twice], LADDER[:1], RATE)
     assert [label for label, _ in sounds(page)][1:4] == ["True source: dog 1", "True source: cat", "True source: dog 2"]

@@ -35,7 +35,9 @@ from sepscene.orchestration.sweeps.trial_status import Outcome, Pace, progress_l
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
-CLIPS, STEPS = 32, 8  # nano's global batch of 16 and 4 epochs
+# nano's global batch of 16 and 4 epochs
+CLIPS = 32
+STEPS = 8
 CHEAP = {"resources.validation_cpus": 0.1, "resources.trainers": 1}
 STEP_SECONDS = 1.0
 """Long enough for Tune to stop a trial before its next steps, even on a busy machine."""

@@ -83,9 +83,11 @@ def test_a_step_equals_that_of_a_plain_loop(nano: Experiment, which: str) -> Non
     """The plain loop calls the objective directly and uses torch's AdamW; the weights agree to 1e-6."""
     experiment = with_encoder(nano, which).changed({"training.weight_decay": 0.0, "training.warmup_share": 0.0})
     check_parts(experiment)
-    trainer, plain = Pretrainer(experiment, 24, CPU), build_objective(experiment)
+    trainer = Pretrainer(experiment, 24, CPU)
+    plain = build_objective(experiment)
     rows = batch(0)
-    views, front = np.stack([rows["view_1"], rows["view_2"]], 1).astype(np.float32) / 32767, Views(experiment)
+    views = np.stack([rows["view_1"], rows["view_2"]], 1).astype(np.float32) / 32767
+    front = Views(experiment)
     seen = front(torch.from_numpy(views), rows)
     assert seen[0].ndim == (2 if which == "WaveNet" else 3)
     result = plain(*seen)

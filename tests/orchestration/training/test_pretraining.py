@@ -96,7 +96,8 @@ def weights(one: Pretrainer) -> list[torch.Tensor]:
 
 
 def test_a_bad_step_changes_no_weight_and_no_running_average(nano: Experiment, tmp_path: Path) -> None:
-    one, folder = worker(nano), RunFolder(tmp_path).stage("pretrain")
+    one = worker(nano)
+    folder = RunFolder(tmp_path).stage("pretrain")
     hook = BadSteps(folder, one.bad_rows, most=10)
     trained(one, [batch(0)], hook)
     before = weights(one)
@@ -111,7 +112,8 @@ def test_a_bad_step_changes_no_weight_and_no_running_average(nano: Experiment, t
 
 
 def test_bad_steps_count_over_restarts(nano: Experiment, tmp_path: Path) -> None:
-    one, folder = worker(nano), RunFolder(tmp_path).stage("pretrain")
+    one = worker(nano)
+    folder = RunFolder(tmp_path).stage("pretrain")
     spoil_the_weights(one)
     (step,) = trained(one, [batch(0)], BadSteps(folder, one.bad_rows, most=1)).steps
     assert not step.fatal
@@ -182,7 +184,8 @@ def test_microbatches_give_the_losses_of_the_whole_batch(nano: Experiment) -> No
         one.objective.eval()  # in training mode, BatchNorm uses the statistics of a microbatch
     for step in range(2):
         rows = batch(step, spoiled=(0, 3))
-        expected, metrics = consumed(whole, rows), consumed(small, rows)
+        expected = consumed(whole, rows)
+        metrics = consumed(small, rows)
         for name in ("loss", "similarity", "coincidence"):
             assert metrics[name] == pytest.approx(expected[name], rel=1e-5), name
         assert metrics["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=2e-4)  # sums of float32

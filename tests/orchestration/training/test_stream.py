@@ -112,7 +112,8 @@ def test_the_draws_of_augmentations_reach_one_or_two_trainers(
 
     @ray.remote(num_cpus=0.1)
     def read(shard: ray.data.DataIterator) -> dict[int, np.ndarray]:
-        views, seen = Views(experiment), {}
+        views = Views(experiment)
+        seen = {}
         for batch in shard.iter_batches(batch_size=experiment.training.service_rows, batch_format="numpy"):
             real = {name: column[batch["row"] != FILLER] for name, column in batch.items()}
             logmel_B2LF = torch.stack(views(pcm_pair(real, "view", torch.device("cpu")), real), dim=1).numpy()

@@ -29,7 +29,8 @@ a.wav,dog,train,99
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    rng, folder = np.random.default_rng(0), tmp_path / "data"
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "data"
     folder.mkdir()
     soundfile.write(folder / "a.wav", rng.uniform(-0.5, 0.5, (16_000, 2)), 16_000)
     soundfile.write(folder / "b.flac", rng.uniform(-0.5, 0.5, 88_200), 44_100)

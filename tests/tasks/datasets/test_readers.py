@@ -87,7 +87,8 @@ class TestTable:
         table = {"uri": ["a.wav", "b/c.wav", "d.wav"], "labels": [["dog", "cat"], [], ["cat"]]}
         table["split"] = ["train", "test", "train"]
         pq.write_table(pa.table(table), tmp_path / "other.parquet")
-        by_folder, by_file = read_manifest("table", root), read_manifest("table", f"{root}/manifest.csv")
+        by_folder = read_manifest("table", root)
+        by_file = read_manifest("table", f"{root}/manifest.csv")
         by_parquet = read_manifest("table", f"{root}/other.parquet")
         assert by_folder.digest() == by_file.digest() == by_parquet.digest()
         assert by_folder.clips["uri"].to_pylist()[1] == f"{root}/b/c.wav"
