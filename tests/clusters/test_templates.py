@@ -115,6 +115,7 @@ def test_there_are_commands_to_parse() -> None:
 )
 def test_the_command_line_accepts_every_command(name: str, words: list[str]) -> None:
     from sepscene.orchestration.cli.main import app
+    from sepscene.orchestration.cli.main import app
     from sepscene.orchestration.cli.submission import submission_of
 
     command = typer.main.get_command(app)
@@ -126,7 +127,7 @@ def test_the_command_line_accepts_every_command(name: str, words: list[str]) -> 
     if rest and rest != ["--help"]:  # otherwise only the command's name is mentioned
         given = command.make_context(words[1], list(rest)).params
         if words[1] == "submit":
-            submission_of(given["words"])
+            submission_of(typer.main.get_command(app), given["words"])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
