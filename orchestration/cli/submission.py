@@ -41,7 +41,7 @@ def submission_of(program: Any, words: list[str], cluster: Path | None = None) -
     Raises:
         SepsceneError: for any other command, an invalid experiment, or one that does not fit `cluster`.
     """
-    name, context = _parsed(program, words)
+    name, context = parsed_command(program, words)
     given = context.params
     for field, value in (("scale", "paper"), ("storage", CLUSTER_STORAGE)):
         source = context.get_parameter_source(field)
@@ -88,7 +88,7 @@ def submission_of(program: Any, words: list[str], cluster: Path | None = None) -
     )
 
 
-def _parsed(program: Any, words: list[str]) -> tuple[str, typer.Context]:
+def parsed_command(program: Any, words: list[str]) -> tuple[str, typer.Context]:
     """The command's name and its parsed arguments.
 
     Raises:

@@ -115,7 +115,6 @@ def test_there_are_commands_to_parse() -> None:
 )
 def test_the_command_line_accepts_every_command(name: str, words: list[str]) -> None:
     from sepscene.orchestration.cli.main import app
-    from sepscene.orchestration.cli.main import app
     from sepscene.orchestration.cli.submission import submission_of
 
     command = typer.main.get_command(app)
