@@ -52,12 +52,13 @@ def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console
     begin = time.monotonic()
     files = StudyFolder(folder)
     _check_same_study(rows, folder)
-    planned = [
-        (name, row.changed({"seed": seed}))
-        for seed in range(seeds)
-        for name, row in [(UNTRAINED, rows[0]), *((row.name, row) for row in rows)]
-        if not _finished(folder, name, seed)
-    ]
+    named = [(UNTRAINED, rows[0])]
+    named += [(row.name, row) for row in rows]
+    planned = []
+    for seed in range(seeds):
+        for name, row in named:
+            if not _finished(folder, name, seed):
+                planned.append((name, row.changed({"seed": seed})))
     if planned:
         train, test, processors = prepare_stores(rows, folder.parent, console)
     for number, (name, experiment) in enumerate(planned):

@@ -48,7 +48,7 @@ def curves(
     Args:
         y_range: the same scale for small multiples.
     """
-    columns = 1 + (len(series) > 4)
+    columns = 2 if len(series) > 4 else 1
     drawing, axes = canvas(3.7, 2.5 + 0.16 * -(-len(series) // columns))
     texts = []
     averaged = 1
@@ -199,7 +199,8 @@ def parallel(axes_values: Mapping[str, Sequence[str]], title: str, paths: Sequen
     drawing, axes = canvas(1.7 * (len(axes_values) + 1), 3.4)
     height = {field: _evenly_spaced(values) for field, values in axes_values.items()}
     measured = [path.metric for path in paths if path.metric is not None]
-    low, high = (min(measured), max(measured)) if measured else (0.0, 1.0)
+    low = min(measured, default=0.0)
+    high = max(measured, default=1.0)
     span = high - low or 1.0
     for index, path in enumerate(sorted(paths, key=lambda path: list(_LOOK).index(path.kind))):
         offset = 0.03 * ((index * 7) % 5 - 2) / 2  # so that lines of trials with the same setting do not overlap

@@ -218,7 +218,10 @@ def _curves(sweep_dir: Path, sweep: SweepResults) -> list[plots.Picture]:
             label = ", ".join([*rest, f"seed {trial.seed}"])
             title = f"{field_name(field)} {format_setting(trial.settings[field])}" if field else "loss"
             panels.setdefault(title, {})[label] = curve
-    values = [value for panel in panels.values() for _, losses in panel.values() for value in losses]
+    values: list[float] = []
+    for panel in panels.values():
+        for _, losses in panel.values():
+            values += losses
     return [
         plots.curves(f"loss{index}", f"{title}: training loss", "step", series, (min(values), max(values)))
         for index, (title, series) in enumerate(panels.items())

@@ -152,15 +152,16 @@ def demands(
         max(DATA_TASK_CPUS, resources.reader_cpus),
         knobs="the other demands (this one is fixed by Ray Data)",
     )
-    driver = [Demand("trial driver", driver_cpus, knobs="the CPUs of the trial's driver")] if driver_cpus else []
-    return (
-        [trainer] * resources.trainer_counts[0]
-        + [actor] * (resources.separation_counts[0] if separates else 0)
-        + [reader_demand(resources)] * resources.readers
-        + [data_task]
-        + [validation] * validates
-        + driver
-    )
+    placed = [trainer] * resources.trainer_counts[0]
+    if separates:
+        placed += [actor] * resources.separation_counts[0]
+    placed += [reader_demand(resources)] * resources.readers
+    placed.append(data_task)
+    if validates:
+        placed.append(validation)
+    if driver_cpus:
+        placed.append(Demand("trial driver", driver_cpus, knobs="the CPUs of the trial's driver"))
+    return placed
 
 
 def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
@@ -312,7 +313,11 @@ def describe(demand: Demand) -> str:
 def unplaced(waiting: Sequence[Demand]) -> str:
     """`2 trainers (4 CPU, 1 GPU each)`: the demands that are not placed, equal ones grouped."""
     counts = Counter((demand.role, describe(demand)) for demand in waiting)
-    return ", ".join(f"{n} {role}{'s' * (n > 1)} ({needs} each)" for (role, needs), n in counts.items())
+    parts = []
+    for (role, needs), count in counts.items():
+        roles = f"{role}s" if count > 1 else role
+        parts.append(f"{count} {roles} ({needs} each)")
+    return ", ".join(parts)
 
 
 def _reason(demand: Demand, nodes: Sequence[Node]) -> str:

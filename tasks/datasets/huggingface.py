@@ -71,7 +71,10 @@ def _clips(root: Root, file: str, split: str) -> Iterator[Clip]:
         for batch in batches_of(uri):
             if len(rows) + len(batch) > MAX_ROWS:
                 raise ValueError(f"it has more than {MAX_ROWS} rows")
-            rows += batch.select(columns).to_pylist() if columns else [{}] * len(batch)
+            if columns:
+                rows += batch.select(columns).to_pylist()
+            else:
+                rows += [{}] * len(batch)
     except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
         raise ManifestError(f"{uri}: cannot be read as Arrow ({error})") from error
     return clips_of_rows(file, uri, schema, rows, split)

@@ -53,9 +53,13 @@ class Root:
         """Files that clips come from, and tables that were read, relative to the root."""
         local = local_path(location)
         self.is_local = local is not None
-        bare, mark, query = (location, "", "") if local is not None else location.partition("?")
-        self._query = mark + query  # of a remote filesystem, e.g. ?region=eu-west-1
-        self.location = bare.rstrip("/") if local is None else os.path.abspath(local)
+        if local is None:
+            bare, mark, query = location.partition("?")
+            self.location = bare.rstrip("/")
+            self._query = mark + query  # of a remote filesystem, e.g. ?region=eu-west-1
+        else:
+            self.location = os.path.abspath(local)
+            self._query = ""
         if not is_utf8(self.location):
             raise ManifestError(f"{as_utf8(location)}: its path is not UTF-8 text: rename the folder")
         try:
