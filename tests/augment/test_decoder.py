@@ -126,12 +126,12 @@ def test_length_and_samples_are_those_of_another_decoder(tmp_path: Path, name: s
 
 
 def test_bytes_of_a_flac_frame_that_resemble_a_header_are_no_frame(tmp_path: Path) -> None:
-    """Bytes with the mark of a frame and the reserved code 0 for its length, as in about 1 % of all files."""
-    for seed in range(1022, 20_000):  # the first one that has such bytes with libsndfile 1.2
-        wave = noise(0.2, seed=seed)
+    """Bytes with the mark of a frame and the reserved code 0 for its length, as in a few of a thousand files."""
+    for seed in range(639, 20_000):  # the first one that has such bytes with libsndfile 1.2
+        wave = noise(0.09, seed=seed)  # a single frame
         data = encoded(wave, "FLAC")
-        found = list(re.finditer(rb"\xff[\xf8\xf9][\x00-\x0f][\x00-\xff]", data[-3000:-16]))
-        if found and found[-1][0][3] % 2 == 0:
+        found = re.finditer(rb"\xff[\xf8\xf9][\x00-\x0f][\x00-\xff]", data[-7000:-16])
+        if any(match[0][3] % 2 == 0 for match in found):
             break
     path = tmp_path / "a.flac"
     path.write_bytes(data)
