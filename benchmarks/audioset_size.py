@@ -123,7 +123,7 @@ def part_audit(clips: int, folder: Path) -> Callable[[], object]:
         found = Findings(len(uris))
         for n in range(len(uris)):
             found.content_RB[n, :8] = np.frombuffer((n + 1).to_bytes(8), np.uint8)
-            found.enter(n, recording)
+            found.add(n, recording)
         assert summary(whole, found, recording_N).readable == clips
 
     return run

@@ -24,7 +24,7 @@ from sepscene.models.separators.fast_path import fast_separator
 from sepscene.models.separators.folder import load_separator
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.training.builders import build_objective
-from sepscene.orchestration.training.pretrainer import Views
+from sepscene.orchestration.training.pretrainer import ViewInputs
 from sepscene.orchestration.training.stream import schedule_of
 from sepscene.tasks.datasets.readers import Manifest
 from sepscene.tasks.distributed.batchnorm import synchronise_batchnorm
@@ -58,7 +58,7 @@ def plain_worker(rank: int, experiment: Experiment, clips: Manifest, ladder: Map
     objective = synchronise_batchnorm(build_objective(experiment)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = DistributedDataParallel(objective, broadcast_buffers=False)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=training.learning_rate)
-    front_end = Views(experiment)
+    front_end = ViewInputs(experiment)
     patch = patch_samples(views, experiment.audio.sample_rate)
     steps = []
     for row_B, wave_BT in loader:

@@ -43,7 +43,7 @@ from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.runtime.allocator import MALLOC
 from sepscene.orchestration.training.builders import build_objective, encoder_config, start_from
 from sepscene.orchestration.training.optimizer import adamw, learning_rate
-from sepscene.orchestration.training.pretrainer import Views, pcm_pair
+from sepscene.orchestration.training.pretrainer import ViewInputs, pcm_pair
 from sepscene.orchestration.training.row_draws import DrawRows
 from sepscene.orchestration.training.separator_training import read_ladder
 from sepscene.orchestration.training.stream import schedule_of
@@ -65,7 +65,7 @@ def trained(
     streams = streams_of(experiment.used_augmentations)
     rows = DrawRows(clips.clips, schedule, Ledger(schedule.rows), experiment.views, streams)
     make = ViewMaker(ServiceSettings(views=experiment.views, audio=experiment.audio, checkpoints=ladder), store)
-    front_end = Views(experiment)
+    front_end = ViewInputs(experiment)
     objective = build_objective(experiment)
     if training.start_encoder is not None:
         start_from(objective, Path(training.start_encoder))

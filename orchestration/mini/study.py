@@ -27,7 +27,7 @@ from sepscene.orchestration.records.environment import command_line, environment
 from sepscene.orchestration.records.files import claimed, read_typed, write_text_atomically
 from sepscene.orchestration.records.results import Metric, ReproducedRun, ReproductionResults
 from sepscene.orchestration.records.sweep_folder import StudyFolder
-from sepscene.orchestration.reports.paper_tables import TWINS
+from sepscene.orchestration.reports.paper_tables import OTHER_NAMES
 from sepscene.orchestration.reports.reproduction_report import write_reproduction_report
 
 UNTRAINED = "untrained"
@@ -190,7 +190,7 @@ def _metric(record: TrialRecord) -> Metric:
 
 def _finished(folder: Path, row: str, seed: int) -> bool:
     """Whether the row is finished, under its own name or under its name in another table."""
-    return any(StudyFolder(folder).trial(name, seed).exists() for name in (row, TWINS.get(row, row)))
+    return any(StudyFolder(folder).trial(name, seed).exists() for name in (row, OTHER_NAMES.get(row, row)))
 
 
 def _differences(base: Experiment, runs: list[TrialRecord]) -> tuple[str, ...]:

@@ -91,7 +91,7 @@ def _values(results: RunResults, files: RunFolder) -> dict[str, Any]:
         "headline": headline,
         "headline_metrics": in_headline,
         "interval_method": next((metric.interval for metric in in_headline.values() if metric.interval), ""),
-        "answer": answer(in_headline),
+        "answer": summary_sentence(in_headline),
         "metrics": metrics,
         "notes": encoder_notes(results.encoders),
         "encoder_cells": {e.name: [with_interval(e.metrics.get(name)) for name in metrics] for e in results.encoders},
@@ -131,7 +131,7 @@ def headline_metric(encoders: Sequence[EncoderResult]) -> str:
     return next((name for name in HEADLINE_METRICS if name in measured), HEADLINE_METRICS[0])
 
 
-def answer(known: dict[str, Metric]) -> str:
+def summary_sentence(known: dict[str, Metric]) -> str:
     """The result of the run in one or two sentences, which respect the intervals.
 
     Args:
@@ -140,16 +140,16 @@ def answer(known: dict[str, Metric]) -> str:
     if not known:
         return "No encoder was evaluated in this run."
     (first, ours), *others = known.items()
-    gaps = [f"{_difference(ours, other)} {_called(name)} ({other.value:.3f})" for name, other in others]
+    gaps = [f"{_difference(ours, other)} {_described(name)} ({other.value:.3f})" for name, other in others]
     sentence = f"{first} reaches an mAP of {ours.value:.3f}" + (f", {' and '.join(gaps)}." if gaps else ".")
-    overlapping = [_called(name) for name, other in others if _overlap(ours, other)]
+    overlapping = [_described(name) for name, other in others if _overlap(ours, other)]
     if overlapping:
         sentence += f" The intervals of {first} and {' and '.join(overlapping)} overlap, "
         sentence += "so this run alone does not show which is better."
     return sentence
 
 
-def _called(name: str) -> str:
+def _described(name: str) -> str:
     return f"the {name} encoder" if name == "untrained" else name
 
 

@@ -44,7 +44,7 @@ def read_huggingface(root: Root) -> Manifest:
     for path in root.files(suffixes=[".arrow"]):
         if not any(path in files for files, _ in named.values()):
             root.leave_out("no state.json names it", path)
-    root.used.update(path for path in root.everything if posixpath.basename(path) in _INFO_FILES)
+    root.used.update(path for path in root.all_files if posixpath.basename(path) in _INFO_FILES)
     clips = (clip for files, split in named.values() for file in files for clip in _clips(root, file, split))
     return read_from(root, clips, "not inside an Arrow file")
 

@@ -156,6 +156,6 @@ def test_the_progress_is_shown_in_one_line() -> None:
     found = [Outcome(trial, status, None, "") for status in ("finished", "failed", "finished", "unfinished")]
     assert progress_line(found) == "3 of 4 trials have ended: 2 finished, 1 failed"
     pace = Pace(found[:1] + found[3:] * 3)
-    pace.begun -= 600
+    pace.started -= 600
     assert pace.time_left(found[:1] + found[3:] * 3) == ""  # none since the command started
     assert pace.time_left(found) == ", about 5 min left"  # two in ten minutes, one left

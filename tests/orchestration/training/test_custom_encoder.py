@@ -16,7 +16,7 @@ from sepscene.orchestration.presets import named_experiment
 from sepscene.orchestration.records.checkpoints import read_checkpoint, write_checkpoint
 from sepscene.orchestration.training.builders import build_objective, check_parts, check_start, encoder_of
 from sepscene.orchestration.training.flops import encoder_flops, step_flops
-from sepscene.orchestration.training.pretrainer import Pretrainer, Views
+from sepscene.orchestration.training.pretrainer import Pretrainer, ViewInputs
 from tests.custom_code import write_package
 from tests.orchestration.training.test_pretraining import CPU, batch, consumed, weights
 
@@ -87,7 +87,7 @@ def test_a_step_equals_that_of_a_plain_loop(nano: Experiment, which: str) -> Non
     plain = build_objective(experiment)
     rows = batch(0)
     views = np.stack([rows["view_1"], rows["view_2"]], 1).astype(np.float32) / 32767
-    front = Views(experiment)
+    front = ViewInputs(experiment)
     seen = front(torch.from_numpy(views), rows)
     assert seen[0].ndim == (2 if which == "WaveNet" else 3)
     result = plain(*seen)

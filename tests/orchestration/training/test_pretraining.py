@@ -98,7 +98,7 @@ def weights(one: Pretrainer) -> list[torch.Tensor]:
 def test_a_bad_step_changes_no_weight_and_no_running_average(nano: Experiment, tmp_path: Path) -> None:
     one = worker(nano)
     folder = RunFolder(tmp_path).stage("pretrain")
-    hook = BadSteps(folder, one.bad_rows, most=10)
+    hook = BadSteps(folder, one.bad_rows, max_steps=10)
     trained(one, [batch(0)], hook)
     before = weights(one)
     spoil_the_weights(one)
@@ -115,13 +115,13 @@ def test_bad_steps_count_over_restarts(nano: Experiment, tmp_path: Path) -> None
     one = worker(nano)
     folder = RunFolder(tmp_path).stage("pretrain")
     spoil_the_weights(one)
-    (step,) = trained(one, [batch(0)], BadSteps(folder, one.bad_rows, most=1)).steps
+    (step,) = trained(one, [batch(0)], BadSteps(folder, one.bad_rows, max_steps=1)).steps
     assert not step.fatal
     write_checkpoint(tmp_path / "step-00000001", one.state())
     again = worker(nano, tmp_path / "step-00000001")
     assert again.bad_rows == [list(range(8))] and again.step == 1
     spoil_the_weights(again)
-    (step,) = trained(again, [batch(1), batch(2)], BadSteps(folder, again.bad_rows, most=1)).steps
+    (step,) = trained(again, [batch(1), batch(2)], BadSteps(folder, again.bad_rows, max_steps=1)).steps
     assert "2 steps had a NaN" in step.fatal and "rows of the last one: 8, 9, 10" in step.fatal
 
 
@@ -143,7 +143,7 @@ def test_replay_uses_the_rows_of_the_last_bad_step(nano: Experiment, tmp_path: P
     with pytest.raises(SepsceneError, match="has skipped no step"):
         last_bad_rows(tmp_path)
     one = worker(nano)
-    hook = BadSteps(RunFolder(tmp_path).stage(pretraining_stage(nano.views.pair)), one.bad_rows, most=10)
+    hook = BadSteps(RunFolder(tmp_path).stage(pretraining_stage(nano.views.pair)), one.bad_rows, max_steps=10)
     for step in range(2):
         spoil_the_weights(one)
         trained(one, [batch(step)], hook)
