@@ -208,11 +208,11 @@ def vocabulary(scene_type: str, config: SceneConfig) -> tuple[str, ...]:
     """The event classes of a scene type. Each class of recorded events is assigned to two scene types."""
     if config.one_shots is None:
         return PLACES[scene_type].vocabulary
-    kind = sorted(PLACES).index(scene_type)
+    position = sorted(PLACES).index(scene_type)
     count = len(PLACES)
     classes = sorted(event_makers(config))
-    own = tuple(name for k, name in enumerate(classes) if kind in (k % count, (2 * k + 3) % count))
-    return own or (classes[kind % len(classes)],)
+    own = tuple(name for k, name in enumerate(classes) if position in (k % count, (2 * k + 3) % count))
+    return own or (classes[position % len(classes)],)
 
 
 def draw_events(rng: np.random.Generator, config: SceneConfig) -> tuple[str, list[str]]:

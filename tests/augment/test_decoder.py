@@ -80,7 +80,7 @@ WHOLE = {
     "wav of sox in a pipe": wav(PCM, 0x7FFFFFFF, 0x7FFFFFFF - 36),
     "wav of arecord in a pipe": wav(PCM, 0x80000024, 0x80000000),
     "wav that was never finished": wav(PCM, 0, 0),
-    "wav with chunks behind": wav(PCM, tail=b"LIST\4\0\0\0abcd"),
+    "wav with chunks after the data": wav(PCM, tail=b"LIST\4\0\0\0abcd"),
     "flac": flac(None),
     "flac in a pipe": flac(0),
     "flac that states too little": flac(1000),

@@ -130,15 +130,15 @@ class TestCoOccurrence:
         stray = 0
         total = 0
         for _ in range(3_000):
-            place, names = draw_events(rng, SceneConfig())
-            stray += sum(name not in PLACES[place].vocabulary for name in names)
+            scene_type, names = draw_events(rng, SceneConfig())
+            stray += sum(name not in PLACES[scene_type].vocabulary for name in names)
             total += len(names)
         assert 0.02 < stray / total < 0.06
 
 
 class TestVariety:
     @pytest.mark.parametrize("name", EVENTS)
-    def test_each_instance_is_an_individual(self, name: str) -> None:
+    def test_instances_of_an_event_class_differ_in_their_spectra(self, name: str) -> None:
         waves = [EVENTS[name](np.random.default_rng(seed), RATE) for seed in range(4)]
         for wave_T in waves:
             assert wave_T.dtype == np.float32 and wave_T.ndim == 1
@@ -179,7 +179,7 @@ def band_levels(wave_T: np.ndarray) -> np.ndarray:
 
 
 class TestFiles:
-    def test_what_is_written(self, tmp_path: Path) -> None:
+    def test_manifest_mixtures_and_sources_are_written(self, tmp_path: Path) -> None:
         done: list[int] = []
         manifest = write_scenes(tmp_path, 3, 7, "test", SHORT, progress=done.append)
         assert done == [1, 2, 3] and manifest == tmp_path / "test.csv"

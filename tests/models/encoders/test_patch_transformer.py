@@ -116,7 +116,7 @@ def test_sizes_that_do_not_divide_are_rejected(sizes: dict[str, int]) -> None:
     ("config", "millions"),
     [(PatchTransformerConfig.tiny(), 0.176), (PatchTransformerConfig.small(), 10.8), (PatchTransformerConfig(), 85.4)],
 )
-def test_sizes(config: PatchTransformerConfig, millions: float) -> None:
+def test_number_of_parameters(config: PatchTransformerConfig, millions: float) -> None:
     with torch.device("meta"):
         net = PatchTransformer(config)
     assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)

@@ -79,7 +79,7 @@ def test_how_recordings_sound(tmp_path: Path) -> None:
     assert [name for name, _ in result.corrupt] == ["int16.wav"] and "1 silent, every sample is 0" in result.text()
 
 
-def test_findings(root: Path) -> None:
+def test_an_audit_reports_missing_damaged_and_unlabelled_clips_and_formats(root: Path) -> None:
     done: list[int] = []
     result = audit(read_manifest("table", str(root)), 2, done.append)
     assert done == list(range(1, 9)), "each recording once, although three clips share one"

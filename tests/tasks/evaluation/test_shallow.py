@@ -145,7 +145,7 @@ def test_training_does_not_use_the_test_clips() -> None:
     np.testing.assert_allclose(all_scores[:7], some_scores, rtol=1e-5, atol=1e-6)
 
 
-def test_edges() -> None:
+def test_two_clips_collapsed_embeddings_and_unseen_classes_have_scores() -> None:
     train_h, train_targets, test_h, test_targets = split(train=80)
     two, _ = run((train_h[:2], train_targets[:2], test_h, test_targets), epochs=2)
     assert np.isfinite(two).all()
