@@ -206,7 +206,8 @@ def _check_entries(table: pa.Table, end: int) -> None:
     """Raise ValueError if an entry is not between the magic bytes and the footer, which begins at `end`."""
     if any(table[name].null_count for name in table.column_names):
         raise ValueError("an entry lacks a value")
-    samples_N, channels_N = (table[name].to_numpy().astype(np.float64) for name in ("samples", "channels"))
+    samples_N = table["samples"].to_numpy().astype(np.float64)
+    channels_N = table["channels"].to_numpy().astype(np.float64)
     offset_N = table["offset"].to_numpy().astype(np.float64)  # float64 cannot overflow here
     segment = segment_samples_of(table)
     if segment < 1:

@@ -336,7 +336,8 @@ def _recurring(rng: np.random.Generator, dry_T: np.ndarray, samples: int, config
 
 def _background(rng: np.random.Generator, samples: int, rate: int, kind: SceneType) -> np.ndarray:
     """The background of a scene type (T,): noise of two colours in drifting shares, and mains hum."""
-    dark_T, light_T = (coloured(rng, samples, rate, rng.uniform(*kind.slope) + shift) for shift in (-2, 2))
+    dark_T = coloured(rng, samples, rate, rng.uniform(*kind.slope) - 2)
+    light_T = coloured(rng, samples, rate, rng.uniform(*kind.slope) + 2)
     points = max(2, round(samples / rate * 0.8))
     share_T = curve(samples, rng.uniform(0.5 - 0.5 * kind.restlessness, 0.5 + 0.5 * kind.restlessness, points))
     wave_T = (1 - share_T) * dark_T + share_T * light_T

@@ -27,7 +27,8 @@ def car_horn(rng: np.random.Generator, rate: int) -> np.ndarray:
     """One to three honks of two steady reeds about a third apart."""
     base = log_uniform(rng, 240, 620)
     interval = rng.uniform(1.18, 1.34)
-    low, high = (overtones(rng, base * step, rate, rng.uniform(-7, -2)) for step in (1, interval))
+    low = overtones(rng, base, rate, rng.uniform(-7, -2))
+    high = overtones(rng, base * interval, rate, rng.uniform(-7, -2))
     count = int(rng.integers(1, 4))
     honks = []
     for seconds in rng.uniform(0.12, 0.9, count):
