@@ -34,7 +34,13 @@ class Corrected(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """See `io.RawIOBase.seek`."""
-        self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence]
+        if whence == io.SEEK_CUR:
+            offset += self.at
+        elif whence == io.SEEK_END:
+            offset += self.size
+        elif whence != io.SEEK_SET:
+            raise ValueError(f"whence is {whence}, which is not supported")
+        self.at = offset
         return self.at
 
     def readinto(self, buffer: Any) -> int:
@@ -173,13 +179,19 @@ def _flac_frame_end(head: bytes, block: int) -> int | None:
         number = number << 6 | byte & 0x3F
     at = 4 + length
     code = head[2] >> 4
+    if code == 0:  # reserved
+        return None
     if code in (6, 7):
         samples = int.from_bytes(head[at : at + code - 5], "big") + 1
         at += code - 5
+    elif code == 1:
+        samples = 192
+    elif code < 6:
+        samples = 576 << (code - 2)
     else:
-        samples = {0: 0, 1: 192}.get(code) or (576 << (code - 2) if code < 6 else 1 << code)
+        samples = 1 << code
     at += {12: 1, 13: 2, 14: 2}.get(head[2] & 15, 0)
-    if code == 0 or at >= len(head) or _crc(head[: at + 1], 8, 0x07) != 0:
+    if at >= len(head) or _crc(head[: at + 1], 8, 0x07) != 0:
         return None
     return samples + (number if head[1] & 1 else number * (block or samples))
 

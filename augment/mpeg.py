@@ -22,6 +22,8 @@ _KBIT = {
 }
 """Bit rates in kbit/s of the indices 1 to 14, by (version, layer)."""
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
+_SIDE_INFO_BYTES = {(1, 1): 17, (1, 2): 32, (2, 1): 9, (2, 2): 17}
+"""Size of the side information by (version, number of channels)."""
 _BEGINNING = re.compile(rb"\xff|ID3")
 _SEARCH_BYTES = 1 << 16  # bytes between two frames that are searched for the next one; tags are skipped by their size
 
@@ -55,12 +57,12 @@ def frame_at(data: bytes, at: int) -> Frame | None:
         return None
     kbit = _KBIT[1 if version == 3 else 2, layer][index - 1]
     rate = _RATES[version][rate_index]
-    mono = data[at + 3] >> 6 == 3
+    channels = 1 if data[at + 3] >> 6 == 3 else 2
     if layer == 1:
-        return Frame((12_000 * kbit // rate + padding) * 4, 384, rate, 2 - mono, layer, 0)
+        return Frame((12_000 * kbit // rate + padding) * 4, 384, rate, channels, layer, 0)
     samples = 576 if layer == 3 and version != 3 else 1152
-    side_info = {(True, True): 17, (True, False): 32, (False, True): 9, (False, False): 17}[version == 3, mono]
-    return Frame(samples * 125 * kbit // rate + padding, samples, rate, 2 - mono, layer, 4 + side_info)
+    side_info = _SIDE_INFO_BYTES[1 if version == 3 else 2, channels]
+    return Frame(samples * 125 * kbit // rate + padding, samples, rate, channels, layer, 4 + side_info)
 
 
 def with_true_length(data: bytes) -> bytes | None:

@@ -123,7 +123,7 @@ def part_audit(clips: int, folder: Path) -> Callable[[], object]:
         found = Findings(len(uris))
         for n in range(len(uris)):
             found.content_RB[n, :8] = np.frombuffer((n + 1).to_bytes(8), np.uint8)
-            found.enter(n, recording)
+            found.add(n, recording)
         assert summary(whole, found, recording_N).readable == clips
 
     return run
@@ -208,7 +208,9 @@ def part_resume(clips: int, folder: Path) -> Callable[[], object]:
 def part_ledger(clips: int, folder: Path) -> Callable[[], object]:
     from sepscene.orchestration.records.ledger import Ledger
 
-    ledger, batch, order = Ledger(clips * EPOCHS), 4096, np.random.default_rng(0)
+    ledger = Ledger(clips * EPOCHS)
+    batch = 4096
+    order = np.random.default_rng(0)
     steps = min(1000, clips * EPOCHS // batch)
     blocks = np.arange(steps * batch).reshape(-1, 32)
     near = np.argsort(np.arange(len(blocks)) + order.uniform(0, 256, len(blocks)))  # at most 256 blocks early or late
@@ -230,7 +232,8 @@ def make_store(clips: int, folder: Path) -> str:
         return str(store)
     shutil.rmtree(store, ignore_errors=True)
     (store / "shards").mkdir(parents=True)
-    wave, levels = np.zeros((4, 16), np.int16), np.full(4, -20, np.float32)
+    wave = np.zeros((4, 16), np.int16)
+    levels = np.full(4, -20, np.float32)
     for start in range(0, clips, ENTRIES_PER_SHARD):
         keys = [StoreKey(f"{n:064x}", "a" * 64, "16000 Hz, 10 s") for n in range(start, start + ENTRIES_PER_SHARD)]
         pieces, _ = shard_pieces([encode_entry(key, wave, levels, 4096) for key in keys], 4096)

@@ -51,7 +51,12 @@ SCENES = {
 }
 FIRST_SEED = 100
 """First seed of the scenes. Studies and the demo use seeds from 0, so they share no scene with the training data."""
-BATCH, SEGMENT_SECONDS, CLIP_NORM, SAVE_EVERY, SCORE_EVERY, HELD_OUT = 8, 2.0, 5.0, 50, 250, 32
+BATCH = 8
+SEGMENT_SECONDS = 2.0
+CLIP_NORM = 5.0
+SAVE_EVERY = 50
+SCORE_EVERY = 250
+HELD_OUT = 32
 
 
 def scenes(work: Path, seed: int) -> Manifest:
@@ -66,7 +71,10 @@ class Training:
     """The separator with its optimiser and its rows."""
 
     def __init__(self, work: Path, seed: int, rate: float, objective: str) -> None:
-        self.work, self.objective, self.rate, self.step = work, objective, rate, 0
+        self.work = work
+        self.objective = objective
+        self.rate = rate
+        self.step = 0
         self.manifest = scenes(work, seed)
         train = self.manifest.select("train")
         rows = max(STEPS.values()) * 2 * BATCH
@@ -140,7 +148,8 @@ def main() -> None:
     torch.set_num_threads(1)
     given.work.mkdir(parents=True, exist_ok=True)
     training = Training(given.work, given.seed, given.learning_rate, given.objective)
-    loss, begin = float("nan"), time.time()
+    loss = float("nan")
+    begin = time.time()
     while True:
         names = [name for name, step in STEPS.items() if step == training.step]
         if names or training.step % SCORE_EVERY == 0:

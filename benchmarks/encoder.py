@@ -70,10 +70,13 @@ class PlainPanns(nn.Module):
 
 def multiply_adds(config: Cnn14Config, frames: int) -> int:
     """Multiply-adds of all convolutions for one example."""
-    total, channels_in, size = 0, 1, (frames, config.mel_bands)
+    total = 0
+    channels_in = 1
+    size = (frames, config.mel_bands)
     for channels in config.widths:
         total += 9 * channels * (channels_in + channels) * size[0] * size[1]
-        channels_in, size = channels, (size[0] // 2, size[1] // 2)
+        channels_in = channels
+        size = (size[0] // 2, size[1] // 2)
     return total
 
 

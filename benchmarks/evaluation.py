@@ -76,7 +76,8 @@ def cost_of_the_bootstrap() -> None:
         scores, targets = test_set(clips, measured, prevalence, draw)
         weights = resample(clips, RESAMPLES)
         few = weights[:, :5]
-        ours, slow = [], []
+        ours = []
+        slow = []
         for _ in range(3):
             ours.append(seconds(lambda: resampled_scores(scores, targets, weights), 1))  # noqa: B023
             slow.append(seconds(lambda: plain_bootstrap(scores, targets, few), 1) * RESAMPLES / 5)  # noqa: B023

@@ -27,7 +27,9 @@ from sepscene.models.encoders.heads import CoincidenceHead
 from sepscene.tasks.losses.coincidence import coincidence_loss
 from sepscene.tasks.losses.nt_xent import nt_xent
 
-D, H, TAU = 128, 512, 0.2
+D = 128
+H = 512
+TAU = 0.2
 Loss = Callable[[CoincidenceHead, Tensor, Tensor], Tensor]
 
 
@@ -53,7 +55,8 @@ def _balanced(logits: Tensor) -> Tensor:
 def usual_nt_xent(head: CoincidenceHead, z_1: Tensor, z_2: Tensor) -> Tensor:
     """Cross entropy over the 2N x 2N matrix of cosine similarities with a masked diagonal."""
     z = functional.normalize(torch.cat([z_1, z_2]), dim=1)
-    n, itself = len(z_1), torch.eye(len(z), dtype=torch.bool, device=z.device)
+    n = len(z_1)
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
     logits = (z @ z.T / TAU).masked_fill(itself, float("-inf"))
     return functional.cross_entropy(logits, (torch.arange(2 * n, device=z.device) + n) % (2 * n))
 

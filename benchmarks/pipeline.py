@@ -126,7 +126,8 @@ def live_beside_plain(bench: Bench, experiment: Experiment) -> tuple[float, floa
         while not loop.join():
             pass
         steps_of_all = json.loads(Path(out).read_text())
-    begin, end = times[bench.warm_up], times[-1 - bench.tail]
+    begin = times[bench.warm_up]
+    end = times[-1 - bench.tail]
     live = (len(times) - 1 - bench.tail - bench.warm_up) * batch / seconds_in(of_live, begin, end)
     steps = [step for step in steps_of_all if step[-1] < of_plain[-1][1]][bench.warm_up :]
     seconds = seconds_in(of_plain, steps[0][0], steps[-1][-1])
@@ -174,7 +175,8 @@ def live_and_store(bench: Bench, steps: int, repeats: int, console: Console) -> 
     middle = {name: median(values) for name, values in rates.items()}
     table = Table("rows per second, in the middle of a run", "median", "of plain", "of live")
     for name, value in middle.items():
-        plain_rate, live_rate = middle["plain PyTorch, separation in the loop"], middle["live"]
+        plain_rate = middle["plain PyTorch, separation in the loop"]
+        live_rate = middle["live"]
         table.add_row(name, f"{value:.3g}", f"{value / plain_rate:.2f}", f"{value / live_rate:.2f}")
     console.print(table, f"separation takes {median(shares):.0%} of the time of the plain loop")
 
@@ -233,9 +235,11 @@ def _ray_overhead(bench: Bench, rows: int, block_rows: int, repeats: int, consol
     draws = one.views.draw(schedule_of(one, CLIPS), np.arange(rows))
     uris = np.array(bench.clips.clips["uri"].to_pylist(), object)
     columns = {**draws, "uri": uris[draws["clip"]], "offset_seconds": np.zeros(rows)}
-    reader, service = ClipReader(settings), SeparationService(settings)
+    reader = ClipReader(settings)
+    service = SeparationService(settings)
     starts = range(0, rows, block_rows)
-    bare, streamed = [], []
+    bare = []
+    streamed = []
     for _ in range(repeats):
         blocks = [reader({name: c[start : start + block_rows] for name, c in columns.items()}) for start in starts]
         begin = time.perf_counter()
@@ -274,7 +278,8 @@ def sampling(samples: list[dict[str, float]]) -> AbstractContextManager[None]:
                     found[kind] = max(found[kind], memory.rss - memory.shared)
         own = psutil.Process().memory_info()
         found["driver"] = own.rss - own.shared
-        whole, left = ray.cluster_resources(), ray.available_resources()
+        whole = ray.cluster_resources()
+        left = ray.available_resources()
         found["object store"] = whole["object_store_memory"] - left.get("object_store_memory", 0.0)
         samples.append(dict(found))
 

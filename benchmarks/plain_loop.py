@@ -24,7 +24,7 @@ from sepscene.models.separators.fast_path import fast_separator
 from sepscene.models.separators.folder import load_separator
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.training.builders import build_objective
-from sepscene.orchestration.training.pretrainer import Views
+from sepscene.orchestration.training.pretrainer import ViewInputs
 from sepscene.orchestration.training.stream import schedule_of
 from sepscene.tasks.datasets.readers import Manifest
 from sepscene.tasks.distributed.batchnorm import synchronise_batchnorm
@@ -47,7 +47,9 @@ class Decoded(Dataset):
 def plain_worker(rank: int, experiment: Experiment, clips: Manifest, ladder: Mapping[str, str], out: str) -> None:
     """One DDP process: decode in a DataLoader worker, separate, crop, train. Rank 0 writes the times of its steps."""
     torch.set_num_threads(1)
-    world, training, views = experiment.resources.trainers, experiment.training, experiment.views
+    world = experiment.resources.trainers
+    training = experiment.training
+    views = experiment.views
     dist.init_process_group("gloo", init_method=f"file://{out}.group", rank=rank, world_size=world)
     local = training.global_batch // world
     rows = np.arange(len(clips.clips) * training.epochs).reshape(-1, world, local)[:, rank].reshape(-1)
@@ -56,7 +58,8 @@ def plain_worker(rank: int, experiment: Experiment, clips: Manifest, ladder: Map
     objective = synchronise_batchnorm(build_objective(experiment)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = DistributedDataParallel(objective, broadcast_buffers=False)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=training.learning_rate)
-    front_end, patch = Views(experiment), patch_samples(views, experiment.audio.sample_rate)
+    front_end = ViewInputs(experiment)
+    patch = patch_samples(views, experiment.audio.sample_rate)
     steps = []
     for row_B, wave_BT in loader:
         begin = time.time()

@@ -17,7 +17,9 @@ import numpy as np
 
 from sepscene.augment.synthetic.scenes import EVENTS, SceneConfig, generate_scene
 
-SCENES, ROUNDS, TARGET = 40, 5, 50.0
+SCENES = 40
+ROUNDS = 5
+TARGET = 50.0
 
 
 def main() -> None:
@@ -30,10 +32,12 @@ def main() -> None:
         for index in range(SCENES):
             generate_scene(number, index, config)
         rates.append(SCENES * config.clip_seconds / (time.process_time() - begin))
-    median, slowest = statistics.median(rates), min(rates)
+    median = statistics.median(rates)
+    slowest = min(rates)
     print(f"scenes      {median:.0f} x real time on one core, at least {slowest:.0f} x (target: {TARGET:.0f} x)")
     for name, make in sorted(EVENTS.items()):
-        seconds, costs = 0.0, []
+        seconds = 0.0
+        costs = []
         for seed in range(15):
             rng = np.random.default_rng(seed)
             begin = time.process_time()

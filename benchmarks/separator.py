@@ -80,7 +80,8 @@ def build(variant: str, config: TDCNppConfig, device: str) -> nn.Module:
 
 def measure(work: Callable[[], object], device: str, timing: Timing) -> None:
     """Measure the wall time and processor time of one call."""
-    wall, processor = time.perf_counter(), time.process_time()
+    wall = time.perf_counter()
+    processor = time.process_time()
     work()
     if device != "cpu":
         torch.cuda.synchronize()

@@ -129,8 +129,10 @@ def _step_ends(machine: Machine, shape: Shape, steps: int, seed: int) -> np.ndar
     sending = rows * shape.views_bytes / machine.link_bytes_per_second
     in_flight = shape.readers + 2 * shape.separation_gpus + per_step  # one batch is prefetched
     step = step_seconds(machine, shape)
-    readers, actors = [0.0] * shape.readers, [0.0] * shape.separation_gpus
-    links, started = [0.0] * shape.trainers, np.zeros(blocks)
+    readers = [0.0] * shape.readers
+    actors = [0.0] * shape.separation_gpus
+    links = [0.0] * shape.trainers
+    started = np.zeros(blocks)
     store_free = coordinator_free = 0.0
     ends = np.zeros(steps)
     for block in range(blocks):

@@ -52,7 +52,8 @@ def prepare(folder: Path) -> None:
 
 def seconds_of(arguments: list[str]) -> float:
     """Wall time of a whole command, in seconds; also prints its CPU time, which depends less on other load."""
-    began, cpu = time.perf_counter(), cpu_of_children()
+    began = time.perf_counter()
+    cpu = cpu_of_children()
     subprocess.run([*COMMAND, *arguments], check=True, capture_output=True, timeout=LIMIT_SECONDS)
     print(f"  {arguments[0]}: {cpu_of_children() - cpu:.2f} s of CPU", flush=True)
     return time.perf_counter() - began

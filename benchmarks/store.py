@@ -134,14 +134,17 @@ def codecs(clips: list[np.ndarray], console: Console) -> None:
 
         def crop(codec=codec, segment=segment, stored=stored, cut=cut) -> None:
             for n, start in enumerate(starts):
-                first, last = start // segment, (start + CROP - 1) // segment
+                first = start // segment
+                last = (start + CROP - 1) // segment
                 pieces = stored[n % len(stored)][first : last + 1]
                 lengths = [len(piece) for piece in cut[n % len(cut)][first : last + 1]]
                 wave_T = np.concatenate([codec.decode(p, t) for p, t in zip(pieces, lengths, strict=True)])
                 wave_T[start - first * segment :][:CROP].copy()
 
-        encode[name], read[name] = write, crop
-    encode_seconds, read_seconds = interleaved(encode), interleaved(read)
+        encode[name] = write
+        read[name] = crop
+    encode_seconds = interleaved(encode)
+    read_seconds = interleaved(read)
     table = Table("format, segment", "bytes / PCM", "write a clip (2 channels)", "crop of 0.96 s", "crop / PCM")
     for name in share:
         table.add_row(
@@ -157,7 +160,8 @@ def codecs(clips: list[np.ndarray], console: Console) -> None:
 def reads_and_writes(clips: list[np.ndarray], folder: Path, console: Console) -> None:
     """Print puts and crops per second of one handle on a local disk with page cache, compared with a FLAC file."""
     store = SeparatedStore(str(folder), StoreSettings(publish_seconds=1e6, publish_max_seconds=1e6))
-    rng, each = np.random.default_rng(0), 60
+    rng = np.random.default_rng(0)
+    each = 60
     keys = [StoreKey(f"{n:064x}", "S2", "16000 Hz") for n in range(ROUNDS * each)]
     rounds = []
     for first in range(0, len(keys), each):
@@ -186,7 +190,8 @@ def reads_and_writes(clips: list[np.ndarray], folder: Path, console: Console) ->
     begin_counters = store.counters
     seconds = interleaved({"crops": crops, "levels": levels, "FLAC file": whole_files})
     read = (store.counters.bytes_read - begin_counters.bytes_read) / (store.counters.hits - begin_counters.hits)
-    crop, flac_crop = seconds["crops"] / len(picks), seconds["FLAC file"] / 32
+    crop = seconds["crops"] / len(picks)
+    flac_crop = seconds["FLAC file"] / 32
     written = store.counters.bytes_written / len(keys)
     console.print(f"puts, published: {1 / put:,.0f}/s, {written / put / 1e6:,.0f} MB/s")
     console.print(f"crops: {1 / crop:,.0f}/s of {CROP} samples, {read:,.0f} bytes read for {2 * CROP:,} wanted")

@@ -43,7 +43,7 @@ from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.runtime.allocator import MALLOC
 from sepscene.orchestration.training.builders import build_objective, encoder_config, start_from
 from sepscene.orchestration.training.optimizer import adamw, learning_rate
-from sepscene.orchestration.training.pretrainer import Views, pcm_pair
+from sepscene.orchestration.training.pretrainer import ViewInputs, pcm_pair
 from sepscene.orchestration.training.row_draws import DrawRows
 from sepscene.orchestration.training.separator_training import read_ladder
 from sepscene.orchestration.training.stream import schedule_of
@@ -60,11 +60,12 @@ def trained(
 ) -> tuple[Encoder, dict[str, float]]:
     """Train over the whole schedule; returns the encoder and its mean losses over the last tenth of the steps."""
     check_supported(experiment)
-    training, schedule = experiment.training, schedule_of(experiment, len(clips.clips))
+    training = experiment.training
+    schedule = schedule_of(experiment, len(clips.clips))
     streams = streams_of(experiment.used_augmentations)
     rows = DrawRows(clips.clips, schedule, Ledger(schedule.rows), experiment.views, streams)
     make = ViewMaker(ServiceSettings(views=experiment.views, audio=experiment.audio, checkpoints=ladder), store)
-    front_end = Views(experiment)
+    front_end = ViewInputs(experiment)
     objective = build_objective(experiment)
     if training.start_encoder is not None:
         start_from(objective, Path(training.start_encoder))
@@ -104,7 +105,8 @@ def embedded(encoder: Encoder, clips: Manifest, experiment: Experiment) -> np.nd
 def one_run(folder: Path, experiment: Experiment) -> dict[str, float]:
     """Losses and metrics of one experiment with the folder's data and ladder."""
     manifest = read_manifest(experiment.data.format, experiment.data.root or str(folder / "scenes"))
-    train, test = manifest.select(*experiment.data.train), manifest.select(*experiment.data.test)
+    train = manifest.select(*experiment.data.train)
+    test = manifest.select(*experiment.data.test)
     store = SeparatedStore(str(folder / "store"))
     encoder, losses = trained(experiment, train, read_ladder(folder), store)
     store.close()

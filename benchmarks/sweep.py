@@ -45,7 +45,9 @@ from sepscene.orchestration.training.separator_training import add_to_ladder, re
 from sepscene.orchestration.training.stream import schedule_of
 from sepscene.tasks.datasets.readers import read_manifest
 
-NAME, TEMPERATURES, ALPHAS = "table4/S2/simclr", (0.1, 0.2, 0.5), (0.0, 1.0)
+NAME = "table4/S2/simclr"
+TEMPERATURES = (0.1, 0.2, 0.5)
+ALPHAS = (0.0, 1.0)
 BLOCK = 32
 
 
@@ -65,7 +67,8 @@ def separate(folder: Path, experiment: Experiment, part: int, parts: int) -> Non
     schedule = schedule_of(experiment, len(clips))
     settings = ServiceSettings(views=experiment.views, audio=experiment.audio, checkpoints=read_ladder(folder))
     store = SeparatedStore(str(folder / "store"))
-    make, rows = ViewMaker(settings, store), PrefillRows(clips, schedule, Ledger(schedule.rows), experiment.views)
+    make = ViewMaker(settings, store)
+    rows = PrefillRows(clips, schedule, Ledger(schedule.rows), experiment.views)
     for start in range(part * BLOCK, len(clips), parts * BLOCK):
         make(rows({"id": np.arange(start, min(start + BLOCK, len(clips)))}))
     store.close()
@@ -128,7 +131,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=named_experiment(NAME, "tiny").training.epochs)
     parser.add_argument("--only", default="commands,scripts,sweep")
     given = parser.parse_args()
-    only, runs = given.only.split(","), len(TEMPERATURES) * len(ALPHAS)
+    only = given.only.split(",")
+    runs = len(TEMPERATURES) * len(ALPHAS)
     baselines: dict[str, float] = {}
     metrics = [float("nan")] * runs
     with tempfile.TemporaryDirectory() as name:

@@ -41,7 +41,7 @@ from sepscene.orchestration.runtime.ray_compat import configure_data
 from sepscene.orchestration.runtime.session import connect, disconnect
 from sepscene.orchestration.training.builders import build_objective
 from sepscene.orchestration.training.flops import step_flops
-from sepscene.orchestration.training.pretrainer import Views, pcm_pair
+from sepscene.orchestration.training.pretrainer import ViewInputs, pcm_pair
 from sepscene.orchestration.training.pretraining import pretrain_worker
 from sepscene.orchestration.training.stage import Stage
 from sepscene.orchestration.training.stream import execution_options
@@ -92,7 +92,8 @@ def random_views(columns: Columns, samples: int) -> Columns:
 
 def our_loop(pairs: int, steps: int, workers: int) -> float:
     """Seconds per step of the loop of orchestration/training/pretraining.py in Ray Train."""
-    settings, rows = experiment(pairs, workers), pairs * steps
+    settings = experiment(pairs, workers)
+    rows = pairs * steps
     samples = patch_samples(settings.views, settings.audio.sample_rate)
 
     def stream(_: Ledger) -> ray.data.Dataset:
@@ -118,7 +119,7 @@ def plain_loop(pairs: int, steps: int) -> float:
     torch.set_num_threads(1)
     settings = experiment(pairs, 1)
     samples = patch_samples(settings.views, settings.audio.sample_rate)
-    views = Views(settings)
+    views = ViewInputs(settings)
     objective = build_objective(settings).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3, weight_decay=1e-4)
     batch = random_views({"id": np.arange(pairs)}, samples)

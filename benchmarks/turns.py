@@ -30,7 +30,8 @@ def in_turns(pids: list[int]) -> Iterator[tuple[Spans, Spans]]:
         The spans in which the others were running, and those in which these processes were running.
     """
     spans: tuple[Spans, Spans] = ([], [])
-    turn, begin = 1, time.time()
+    turn = 1
+    begin = time.time()
 
     def sides() -> tuple[list[psutil.Process], list[psutil.Process]]:
         these = [each for pid in pids for each in _running(pid)]

@@ -135,7 +135,8 @@ def _from_launcher(tree: dict[str, Any], source: str) -> list[Pool]:
         offered = kind.get("resources") or {}
         if "CPU" not in offered:
             raise SepsceneError(f"{source}: node type {name} has no number of CPUs: set resources, e.g. {{CPU: 8}}")
-        least, most = (1, 1) if name == head else (kind.get("min_workers", 0), kind.get("max_workers", 0))
+        least = 1 if name == head else kind.get("min_workers", 0)
+        most = 1 if name == head else kind.get("max_workers", 0)
         if least > most:
             raise SepsceneError(f"{source}: node type {name} has min_workers {least} above max_workers {most}")
         node = Node.offering(name, offered, kind.get("labels", {}))

@@ -63,8 +63,8 @@ def page(name: str, tree: ast.Module) -> str:
             blocks += [f"## `{node.name}`", signature(node), prose(ast.get_docstring(node))]
         elif isinstance(node, ast.ClassDef) and is_public(node.name):
             blocks += class_blocks(node)
-        elif (constant := constant_name(node)) and (words := text_of(following)):
-            blocks += [f"## `{constant}`", prose(words)]
+        else:
+            blocks += constant_blocks("##", node, following)
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -78,9 +78,16 @@ def class_blocks(node: ast.ClassDef) -> list[str]:
         if isinstance(item, Callable) and (is_public(item.name) or item.name == "__call__"):
             documented = prose(ast.get_docstring(item))
             blocks += [f"### `{node.name}.{item.name}`", signature(item), documented]
-        elif isinstance(item, ast.Assign) and (constant := constant_name(item)) and (words := text_of(following)):
-            blocks += [f"### `{node.name}.{constant}`", prose(words)]
+        elif isinstance(item, ast.Assign):
+            blocks += constant_blocks("###", item, following, f"{node.name}.")
     return blocks
+
+
+def constant_blocks(heading: str, node: ast.stmt, following: ast.stmt | None, prefix: str = "") -> list[str]:
+    """A constant and the text that follows it; nothing if `node` is no public constant or has no text."""
+    constant = constant_name(node)
+    words = text_of(following)
+    return [f"{heading} `{prefix}{constant}`", prose(words)] if constant and words else []
 
 
 def field_row(node: ast.AnnAssign) -> str:
@@ -119,7 +126,10 @@ def split_arguments(text: str) -> list[str]:
     parts = [""]
     depth = 0
     for character in text:
-        depth += (character in "([{") - (character in ")]}")
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
         if character == "," and depth == 0:
             parts.append("")
         else:

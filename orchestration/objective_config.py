@@ -55,12 +55,12 @@ class Objective(Config):
         terms = rest.get("terms", {"similarity": {}, "coincidence": {}})
         if not isinstance(terms, dict):
             return given
-        rest["terms"] = terms = named_parts(terms, TERMS, "loss term", RESERVED, similarity="nt-xent")
+        terms = named_parts(terms, TERMS, "loss term", RESERVED, similarity="nt-xent")
         short = {name: value for name, value in given.items() if name in SHORT_FORMS}
         if "similarity" in given:
-            before = terms.get("similarity", {})
+            before = terms.pop("similarity", {})
             kept = before if before.get("use") == given["similarity"] else {"weight": before.get("weight", 1.0)}
-            rest["terms"] = terms = {"similarity": None, **terms} | {"similarity": kept | {"use": given["similarity"]}}
+            terms = {"similarity": kept | {"use": given["similarity"]}} | terms
         for name, value in short.items():
             term, field = SHORT_FORMS[name]
             settings = terms.setdefault(term, {"use": "coincidence" if term == "coincidence" else "nt-xent"})
@@ -71,7 +71,7 @@ class Objective(Config):
             elif settings["use"] not in ("nt-xent", "triplet"):
                 use = settings["use"]
                 raise ValueError(f"objective.{name} is a setting of {_OF[name]}, not of {use}: remove it")
-        return rest
+        return rest | {"terms": terms}
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> "Objective":

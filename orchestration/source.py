@@ -53,8 +53,12 @@ def copy_custom_code(folder: Path, names: Iterable[str]) -> list[Path]:
     """Copy what `code_to_send` returns into `folder`; returns the copies."""
     copies = []
     for path in code_to_send(names):
-        copies.append(folder / path.name)
-        _copy(path, copies[-1]) if path.is_dir() else shutil.copyfile(path, copies[-1])
+        target = folder / path.name
+        if path.is_dir():
+            _copy(path, target)
+        else:
+            shutil.copyfile(path, target)
+        copies.append(target)
     return copies
 
 

@@ -24,7 +24,8 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
     """Change random places: a changed byte, a truncation, a repeated or removed part, or a number of all ones."""
     changed = bytearray(data)
     for _ in range(int(rng.integers(1, 5))):
-        at, length = int(rng.integers(max(1, len(changed)))), int(rng.integers(1, 40))
+        at = int(rng.integers(max(1, len(changed))))
+        length = int(rng.integers(1, 40))
         kind = int(rng.integers(5))
         if kind == 0:
             changed[at : at + 1] = bytes([int(rng.integers(256))])

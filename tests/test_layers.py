@@ -1,6 +1,7 @@
 """Architecture rules: which folders and rooms can import each other, and what only certain files can do."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 import tomllib
@@ -57,6 +58,16 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+def only_for_types(path: Path) -> set[str]:
+    """Names of the modules that a file imports under `if TYPE_CHECKING`."""
+    blocks = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    return {line.module for block in blocks for line in block.body if isinstance(line, ast.ImportFrom) and line.module}
+
+
 def place(parts: tuple[str, ...]) -> tuple[str, str]:
     """Folder and room of a module, from the parts of its name after `sepscene`."""
     folder, *inside = parts
@@ -88,6 +99,13 @@ def test_evaluation_trains_nothing() -> None:
     names = {name for path in files for name in imported(path)}
     assert "sepscene.orchestration.config" in names
     assert [name for name in names if name.startswith("sepscene.orchestration.training")] == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Also not by imports in functions."""
+    names = {".".join(("sepscene", *path.relative_to(REPOSITORY).with_suffix("").parts)): path for path in FILES}
+    graph = {name: (imported(path) - only_for_types(path)) & names.keys() for name, path in names.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 def test_the_rules_cover_real_files() -> None:

@@ -116,7 +116,8 @@ def check_augmentation(name: str, choice: AugmentationChoice, shape: tuple[int, 
         sound = 0.1 * torch.randn(3, *shape)
         uniforms_XU = torch.rand(3, choice.needs.uniforms)
         mixture_XP = 0.1 * torch.randn(3, *shape) if choice.needs.mixture else None
-        whole, again = (augmentation(sound.clone(), uniforms_XU, mixture_XP) for _ in range(2))
+        whole = augmentation(sound.clone(), uniforms_XU, mixture_XP)
+        again = augmentation(sound.clone(), uniforms_XU, mixture_XP)
         alone = augmentation(sound[1:2], uniforms_XU[1:2], None if mixture_XP is None else mixture_XP[1:2])
     if not isinstance(whole, Tensor) or whole.shape != sound.shape or not whole.isfinite().all():
         raise SepsceneError(f"{label} must return finite numbers of the shape of its input, {tuple(sound.shape)}")

@@ -24,12 +24,12 @@ class CropResize(Augmentation):
         return _stretched(turned, uniforms_XU[:, 2], uniforms_XU[:, 3], self.config.least_frequency).transpose(1, 2)
 
 
-def _stretched(logmel_XLF: Tensor, length_X: Tensor, place_X: Tensor, least: float) -> Tensor:
-    """Stretch a part of the frames, at least a share `least`, to L frames."""
+def _stretched(logmel_XLF: Tensor, length_X: Tensor, place_X: Tensor, min_share: float) -> Tensor:
+    """Stretch a part of the frames, at least a share `min_share`, to L frames."""
     last = logmel_XLF.shape[1] - 1
     if last < 1:
         return logmel_XLF
-    share_X1 = (least + (1 - least) * length_X)[:, None]
+    share_X1 = (min_share + (1 - min_share) * length_X)[:, None]
     start_X1 = place_X[:, None] * (1 - share_X1) * last
     frame_1L = torch.arange(last + 1, device=logmel_XLF.device, dtype=logmel_XLF.dtype)[None, :]
     return frames_at(logmel_XLF, (start_X1 + frame_1L * share_X1).clamp(0, last))

@@ -30,24 +30,24 @@ class SpecAugmentation(Augmentation):
         return torch.where(masked_XLF, mean_X11, warped_XLF)
 
 
-def _mask(width_place_XK2: Tensor, widest: int, length: int) -> Tensor:
-    """Boolean (X, length), true inside any of K masks, each 0 … `widest` cells wide, at any position."""
-    widest = min(widest, length)
-    width_XK = torch.floor(width_place_XK2[..., 0] * (widest + 1))
+def _mask(width_place_XK2: Tensor, max_width: int, length: int) -> Tensor:
+    """Boolean (X, length), true inside any of K masks, each 0 … `max_width` cells wide, at any position."""
+    max_width = min(max_width, length)
+    width_XK = torch.floor(width_place_XK2[..., 0] * (max_width + 1))
     start_XK = torch.floor(width_place_XK2[..., 1] * (length - width_XK + 1))
     cell = torch.arange(length, device=width_place_XK2.device)
     inside = (cell >= start_XK[..., None]) & (cell < (start_XK + width_XK)[..., None])
     return inside.any(dim=1)
 
 
-def _warp(logmel_XLF: Tensor, centre_X: Tensor, shift_X: Tensor, furthest: int) -> Tensor:
-    """Shift a random frame by up to `furthest` frames; both sides are stretched linearly, the ends stay fixed."""
+def _warp(logmel_XLF: Tensor, centre_X: Tensor, shift_X: Tensor, max_shift: int) -> Tensor:
+    """Shift a random frame by up to `max_shift` frames; both sides are stretched linearly, the ends stay fixed."""
     frames = logmel_XLF.shape[1]
-    if furthest == 0 or frames < 2 * furthest + 3:
+    if max_shift == 0 or frames < 2 * max_shift + 3:
         return logmel_XLF
     # The centre keeps a distance from both ends, so that neither side becomes empty.
-    centre_X1 = (furthest + 1 + centre_X * (frames - 2 * furthest - 3))[:, None]
-    target_X1 = centre_X1 + ((2 * shift_X - 1) * furthest)[:, None]
+    centre_X1 = (max_shift + 1 + centre_X * (frames - 2 * max_shift - 3))[:, None]
+    target_X1 = centre_X1 + ((2 * shift_X - 1) * max_shift)[:, None]
     last = frames - 1
     frame_1L = torch.arange(frames, device=logmel_XLF.device, dtype=logmel_XLF.dtype)[None, :]
     left = frame_1L * (centre_X1 / target_X1)

@@ -142,8 +142,10 @@ class StoredViews:
         chosen = choose_channels(levels_S, *uniforms, self.settings.views, score_S)
         crops_CP = np.zeros((self.settings.crops, self.settings.patch), np.int16)
         for c, channel, start in crop_places(chosen, starts_2, self.settings):
-            key, track = (mixture, 0) if channel == MIXTURE else (separated, channel)
-            crop = self.store.get_crop(key, track, start, self.settings.patch)
+            if channel == MIXTURE:
+                crop = self.store.get_crop(mixture, 0, start, self.settings.patch)
+            else:
+                crop = self.store.get_crop(separated, channel, start, self.settings.patch)
             if crop is None:
                 return None
             crops_CP[c] = crop

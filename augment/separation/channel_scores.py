@@ -80,7 +80,8 @@ class ChannelScores:
         noise = np.random.default_rng(0).integers(-3000, 3000, (1 + channels, samples), np.int16)
         label = f"the channel score {self.choice}"
         with reporting_errors(label, "noise"):
-            first_S, again_S = (self(noise[0], noise[1:]) for _ in range(2))
+            first_S = self(noise[0], noise[1:])
+            again_S = self(noise[0], noise[1:])
         if not (np.isfinite(first_S).all() and np.array_equal(first_S, again_S)):
             raise SepsceneError(
                 f"{label} returns {first_S.tolist()}, then {again_S.tolist()}, for the same clip: its scores must be "

@@ -80,7 +80,8 @@ class ClipReader:
         offset = float(block["offset_seconds"][n])
         audio = self.settings.audio
         if self.stored is not None:
-            block["content"][n] = content = content_hash(uri)
+            content = content_hash(uri)
+            block["content"][n] = content
             block["sound_samples"][n] = _samples_to_crop(uri, content, audio, offset)
             damaged_before = self.stored.damaged_copies(block, n)
             found = self.stored.find(block, start_of(block, self.settings, n), n)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from sepscene.augment.store.shards import Place, segment_samples_of
+from sepscene.augment.store.shards import EntryLocation, segment_samples_of
 
 COLUMNS = ["key", "offset", "samples", "channels", "levels"]
 """The columns of a shard's footer that the index needs. Most of a footer is the names of the clips, not needed here."""
@@ -20,10 +20,10 @@ COLUMNS = ["key", "offset", "samples", "channels", "levels"]
 
 @dataclass(frozen=True)
 class Found:
-    """One copy of an entry: its shard, its place in the shard, and the levels of its channels."""
+    """One copy of an entry: its shard, its location in the shard, and the levels of its channels."""
 
     shard: str
-    place: Place
+    location: EntryLocation
     levels: np.ndarray
 
 
@@ -101,8 +101,8 @@ class StoreIndex:
     def _found(self, block: _Block, row: int) -> Found:
         shard = block.shard[row]
         channels = int(block.channels[row])
-        place = Place(int(block.offset[row]), channels, int(block.samples[row]), self._segments[shard])
-        return Found(self._names[shard], place, block.levels[row, :channels].copy())
+        location = EntryLocation(int(block.offset[row]), channels, int(block.samples[row]), self._segments[shard])
+        return Found(self._names[shard], location, block.levels[row, :channels].copy())
 
 
 def _block(footers: list[pa.Table], first: int) -> _Block:

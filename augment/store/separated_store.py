@@ -24,7 +24,7 @@ from pyarrow import fs
 
 from sepscene.augment.store.folder import FILESYSTEM_ERRORS, StoreError, StoreFolder
 from sepscene.augment.store.index import COLUMNS, Found, StoreIndex
-from sepscene.augment.store.shards import Place, ShardDamage, StoreKey, encode_entry, read_crop, read_footer
+from sepscene.augment.store.shards import EntryLocation, ShardDamage, StoreKey, encode_entry, read_crop, read_footer
 from sepscene.augment.store.writer import ShardWriter, StoreSettings
 
 _log = logging.getLogger(__name__)
@@ -163,13 +163,13 @@ class SeparatedStore:
         entry = self._writer.find(digest)
         if entry is None:
             return None
-        place = Place(0, entry.channels, entry.samples, self.settings.segment_samples)
-        _check_crop(place, channel, start, samples)
+        location = EntryLocation(0, entry.channels, entry.samples, self.settings.segment_samples)
+        _check_crop(location, channel, start, samples)
         data = entry.data
-        return read_crop(lambda count, at: data[at : at + count], digest, place, channel, start, samples)
+        return read_crop(lambda count, at: data[at : at + count], digest, location, channel, start, samples)
 
     def _read_crop(self, found: Found, digest: bytes, channel: int, start: int, samples: int) -> np.ndarray | None:
-        _check_crop(found.place, channel, start, samples)
+        _check_crop(found.location, channel, start, samples)
 
         def read_at(count: int, offset: int) -> bytes:
             raw = self.folder.open(found.shard).read_at(count, offset)
@@ -177,7 +177,7 @@ class SeparatedStore:
             return raw
 
         try:
-            crop = read_crop(read_at, digest, found.place, channel, start, samples)
+            crop = read_crop(read_at, digest, found.location, channel, start, samples)
         except FileNotFoundError:  # removed by gc since the last refresh
             self._remove_shard(found.shard)
             return None
@@ -298,10 +298,10 @@ def _close_open_stores() -> None:
         store.close()
 
 
-def _check_crop(place: Place, channel: int, start: int, samples: int) -> None:
-    if not (0 <= channel < place.channels and start >= 0 and 1 <= samples <= place.samples - start):
+def _check_crop(location: EntryLocation, channel: int, start: int, samples: int) -> None:
+    if not (0 <= channel < location.channels and start >= 0 and 1 <= samples <= location.samples - start):
         raise ValueError(
             f"channel {channel}, samples {start} to {start + samples} are outside of an entry with "
-            f"{place.channels} channels of {place.samples} samples: StoreKey.settings must differ between clip lengths "
-            "and numbers of sources"
+            f"{location.channels} channels of {location.samples} samples: StoreKey.settings must "
+            "differ between clip lengths and numbers of sources"
         )

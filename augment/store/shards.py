@@ -72,7 +72,7 @@ class StoreKey:
 
 
 @dataclass(frozen=True)
-class Place:
+class EntryLocation:
     """Offset of an entry in its shard, its shape, and its segment length."""
 
     offset: int
@@ -106,14 +106,14 @@ def encode_entry(key: StoreKey, wave_ST: np.ndarray, levels: np.ndarray, segment
 
 
 def read_crop(
-    read_at: Callable[[int, int], bytes], digest: bytes, place: Place, channel: int, start: int, samples: int
+    read_at: Callable[[int, int], bytes], digest: bytes, location: EntryLocation, channel: int, start: int, samples: int
 ) -> np.ndarray | None:
     """Read `samples` samples of one channel of an entry from the segments that hold them.
 
     Args:
         read_at: reads a number of bytes from an offset of the shard; called once.
         digest: key of the entry.
-        place: place of the entry in the shard.
+        location: location of the entry in the shard.
         channel: number of the channel.
         start: first sample.
         samples: number of samples.
@@ -121,14 +121,14 @@ def read_crop(
     Returns:
         int16 (samples,), writable; None if a checksum fails or bytes are missing.
     """
-    segment = place.segment_samples
+    segment = location.segment_samples
     first = start // segment
     last = (start + samples - 1) // segment
     stride = _CRC.size + 2 * segment
-    channel_bytes = 2 * place.samples + _CRC.size * math.ceil(place.samples / segment)
-    end_sample = min((last + 1) * segment, place.samples)
+    channel_bytes = 2 * location.samples + _CRC.size * math.ceil(location.samples / segment)
+    end_sample = min((last + 1) * segment, location.samples)
     count = (last - first + 1) * _CRC.size + 2 * (end_sample - first * segment)
-    raw = read_at(count, place.offset + channel * channel_bytes + first * stride)
+    raw = read_at(count, location.offset + channel * channel_bytes + first * stride)
     if len(raw) != count:
         return None
     view = memoryview(raw)
@@ -152,8 +152,8 @@ def shard_pieces(entries: Sequence[Entry], segment_samples: int) -> tuple[list[b
     rows = []
     offset = len(MAGIC)
     for entry in entries:
-        place = {"offset": offset, "channels": entry.channels, "samples": entry.samples, "levels": entry.levels}
-        rows.append({"key": entry.key.digest(), **vars(entry.key), **place})
+        location = {"offset": offset, "channels": entry.channels, "samples": entry.samples, "levels": entry.levels}
+        rows.append({"key": entry.key.digest(), **vars(entry.key), **location})
         offset += len(entry.data)
     table = pa.Table.from_pylist(rows, FOOTER.with_metadata({"segment_samples": str(segment_samples)}))
     sink = pa.BufferOutputStream()
@@ -206,7 +206,8 @@ def _check_entries(table: pa.Table, end: int) -> None:
     """Raise ValueError if an entry is not between the magic bytes and the footer, which begins at `end`."""
     if any(table[name].null_count for name in table.column_names):
         raise ValueError("an entry lacks a value")
-    samples_N, channels_N = (table[name].to_numpy().astype(np.float64) for name in ("samples", "channels"))
+    samples_N = table["samples"].to_numpy().astype(np.float64)
+    channels_N = table["channels"].to_numpy().astype(np.float64)
     offset_N = table["offset"].to_numpy().astype(np.float64)  # float64 cannot overflow here
     segment = segment_samples_of(table)
     if segment < 1:

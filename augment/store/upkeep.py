@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from pyarrow import fs
 
 from sepscene.augment.store.folder import StoreFolder
-from sepscene.augment.store.shards import FOOTER, Place, ShardDamage, read_crop, read_footer, segment_samples_of
+from sepscene.augment.store.shards import FOOTER, EntryLocation, ShardDamage, read_crop, read_footer, segment_samples_of
 
 _GROUPED = ["processor", "settings", "channels", "samples"]  # columns of a footer that `list_store` needs
 _LEFTOVER_SECONDS = 3600.0  # a shard that is still incomplete at this age was abandoned by its writer
@@ -211,9 +211,9 @@ def _damaged(folder: StoreFolder, name: str, footer: pa.Table) -> list[DamagedEn
     segment_samples = segment_samples_of(footer)
     damaged = []
     for row in footer.to_pylist():
-        place = Place(row["offset"], row["channels"], row["samples"], segment_samples)
-        for channel in range(place.channels):
-            if read_crop(file.read_at, row["key"], place, channel, 0, place.samples) is None:
+        location = EntryLocation(row["offset"], row["channels"], row["samples"], segment_samples)
+        for channel in range(location.channels):
+            if read_crop(file.read_at, row["key"], location, channel, 0, location.samples) is None:
                 damaged.append(DamagedEntry(name, row["content"], row["processor"], row["settings"], channel))
                 break
     return damaged

@@ -16,17 +16,17 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from inspect import isfunction
 from pathlib import Path
 
 import numpy as np
 import soundfile
 from pydantic import Field, model_validator
 
-from sepscene.augment.synthetic import noisy_events, tonal_events
+from sepscene.augment.synthetic.noisy_events import NOISY_EVENTS
 from sepscene.augment.synthetic.one_shots import EventMaker, one_shot_makers
 from sepscene.augment.synthetic.sources import scenes_manifest, sources_path
 from sepscene.augment.synthetic.synthesis import coloured, curve, log_uniform, overtones, reverberate, shelf, tone
+from sepscene.augment.synthetic.tonal_events import TONAL_EVENTS
 from sepscene.models.config import Config, SepsceneError
 from sepscene.models.files import write_atomically
 
@@ -37,17 +37,12 @@ SHORTEST_SECONDS = 0.5
 LONGEST_SECONDS = 60.0
 """Limits of the length of a scene."""
 
-EVENTS: dict[str, EventMaker] = {
-    name: make
-    for module in (tonal_events, noisy_events)
-    for name, make in vars(module).items()
-    if isfunction(make) and make.__module__ == module.__name__ and not name.startswith("_")
-}
-"""Event class -> function that generates an instance: the public functions of both modules."""
+EVENTS = TONAL_EVENTS | NOISY_EVENTS
+"""Event class -> function that generates an instance."""
 
 
 @dataclass(frozen=True)
-class Place:
+class SceneType:
     """A scene type, e.g. a street.
 
     Attributes:
@@ -65,16 +60,24 @@ class Place:
     restlessness: float
 
 
-PLACES: dict[str, Place] = {
-    "street": Place(("car_horn", "siren", "engine", "footsteps", "dog_bark", "speech"), (0.1, 0.4), (-6, -3), 0.3, 0.5),
-    "forest": Place(
+PLACES: dict[str, SceneType] = {
+    "street": SceneType(
+        ("car_horn", "siren", "engine", "footsteps", "dog_bark", "speech"), (0.1, 0.4), (-6, -3), 0.3, 0.5
+    ),
+    "forest": SceneType(
         ("bird_song", "woodpecker", "cricket", "frog", "wind_gust", "footsteps"), (0.1, 0.6), (-4, 0), 0.0, 0.7
     ),
-    "kitchen": Place(("kettle", "dishes", "water_tap", "frying", "chopping", "speech"), (0.2, 0.6), (-6, -2), 0.5, 0.1),
-    "harbour": Place(("ship_horn", "gull", "waves", "bell", "wind_gust", "engine"), (0.2, 0.7), (-5, -1), 0.1, 0.8),
-    "office": Place(("keyboard", "printer", "knock", "beeps", "laughter", "speech"), (0.2, 0.5), (-7, -3), 0.4, 0.1),
-    "farm": Place(("rooster", "dog_bark", "bird_song", "cricket", "hammer", "bell"), (0.1, 0.4), (-5, -1), 0.0, 0.6),
-    "workshop": Place(("drill", "hammer", "engine", "beeps", "laughter", "knock"), (0.4, 1.1), (-6, -2), 0.6, 0.3),
+    "kitchen": SceneType(
+        ("kettle", "dishes", "water_tap", "frying", "chopping", "speech"), (0.2, 0.6), (-6, -2), 0.5, 0.1
+    ),
+    "harbour": SceneType(("ship_horn", "gull", "waves", "bell", "wind_gust", "engine"), (0.2, 0.7), (-5, -1), 0.1, 0.8),
+    "office": SceneType(
+        ("keyboard", "printer", "knock", "beeps", "laughter", "speech"), (0.2, 0.5), (-7, -3), 0.4, 0.1
+    ),
+    "farm": SceneType(
+        ("rooster", "dog_bark", "bird_song", "cricket", "hammer", "bell"), (0.1, 0.4), (-5, -1), 0.0, 0.6
+    ),
+    "workshop": SceneType(("drill", "hammer", "engine", "beeps", "laughter", "knock"), (0.4, 1.1), (-6, -2), 0.6, 0.3),
 }
 """The scene types. Some event classes belong to two of them, so that one event does not determine the scene type."""
 
@@ -166,11 +169,11 @@ def generate_scene(seed: int, index: int, config: SceneConfig | None = None, bac
     samples = round(config.clip_seconds * config.sample_rate)
     events = event_makers(config)
     scene_type, names = draw_events(rng, config)
-    place = PLACES[scene_type]
-    background_T = _background(rng, samples, config.sample_rate, place)
+    kind = PLACES[scene_type]
+    background_T = _background(rng, samples, config.sample_rate, kind)
     background_T *= np.float32(10 ** (rng.uniform(-46, -34) / 20))
     level = _rms(background_T)
-    echo_seconds = rng.uniform(*place.echo_seconds)
+    echo_seconds = rng.uniform(*kind.echo_seconds)
     sources = []
     onsets = []
     for name in names:
@@ -205,11 +208,11 @@ def vocabulary(scene_type: str, config: SceneConfig) -> tuple[str, ...]:
     """The event classes of a scene type. Each class of recorded events is assigned to two scene types."""
     if config.one_shots is None:
         return PLACES[scene_type].vocabulary
-    place = sorted(PLACES).index(scene_type)
+    position = sorted(PLACES).index(scene_type)
     count = len(PLACES)
     classes = sorted(event_makers(config))
-    own = tuple(name for k, name in enumerate(classes) if place in (k % count, (2 * k + 3) % count))
-    return own or (classes[place % len(classes)],)
+    own = tuple(name for k, name in enumerate(classes) if position in (k % count, (2 * k + 3) % count))
+    return own or (classes[position % len(classes)],)
 
 
 def draw_events(rng: np.random.Generator, config: SceneConfig) -> tuple[str, list[str]]:
@@ -331,18 +334,19 @@ def _recurring(rng: np.random.Generator, dry_T: np.ndarray, samples: int, config
     return wave_T
 
 
-def _background(rng: np.random.Generator, samples: int, rate: int, place: Place) -> np.ndarray:
+def _background(rng: np.random.Generator, samples: int, rate: int, kind: SceneType) -> np.ndarray:
     """The background of a scene type (T,): noise of two colours in drifting shares, and mains hum."""
-    dark_T, light_T = (coloured(rng, samples, rate, rng.uniform(*place.slope) + shift) for shift in (-2, 2))
+    dark_T = coloured(rng, samples, rate, rng.uniform(*kind.slope) - 2)
+    light_T = coloured(rng, samples, rate, rng.uniform(*kind.slope) + 2)
     points = max(2, round(samples / rate * 0.8))
-    share_T = curve(samples, rng.uniform(0.5 - 0.5 * place.restlessness, 0.5 + 0.5 * place.restlessness, points))
+    share_T = curve(samples, rng.uniform(0.5 - 0.5 * kind.restlessness, 0.5 + 0.5 * kind.restlessness, points))
     wave_T = (1 - share_T) * dark_T + share_T * light_T
-    wave_T *= curve(samples, rng.uniform(1 - 0.7 * place.restlessness, 1, points))
-    if place.hum:
+    wave_T *= curve(samples, rng.uniform(1 - 0.7 * kind.restlessness, 1, points))
+    if kind.hum:
         mains = rng.choice([50.0, 60.0]) * rng.uniform(0.99, 1.01)
         pitch_T = np.full(samples, mains, np.float32)
         hum_T = tone(rng, pitch_T, overtones(rng, mains, rate, rng.uniform(-12, -6), spread=6), rate)
-        wave_T += np.float32(place.hum * rng.uniform(0, 1)) * hum_T
+        wave_T += np.float32(kind.hum * rng.uniform(0, 1)) * hum_T
     return wave_T / _rms(wave_T)
 
 

@@ -27,7 +27,8 @@ def car_horn(rng: np.random.Generator, rate: int) -> np.ndarray:
     """One to three honks of two steady reeds about a third apart."""
     base = log_uniform(rng, 240, 620)
     interval = rng.uniform(1.18, 1.34)
-    low, high = (overtones(rng, base * step, rate, rng.uniform(-7, -2)) for step in (1, interval))
+    low = overtones(rng, base, rate, rng.uniform(-7, -2))
+    high = overtones(rng, base * interval, rate, rng.uniform(-7, -2))
     count = int(rng.integers(1, 4))
     honks = []
     for seconds in rng.uniform(0.12, 0.9, count):
@@ -258,3 +259,24 @@ def bell(rng: np.random.Generator, rate: int) -> np.ndarray:
     count = int(rng.integers(1, 6))
     strokes = [ring(rng, rate, base * ratio_P, decay_P, level_P) * g for g in rng.uniform(0.5, 1, count)]
     return in_rhythm(rng, rate, strokes, rng.uniform(0.35, 1.2), jitter=0.25, tail=seconds)
+
+
+TONAL_EVENTS = {
+    "car_horn": car_horn,
+    "siren": siren,
+    "ship_horn": ship_horn,
+    "kettle": kettle,
+    "beeps": beeps,
+    "speech": speech,
+    "laughter": laughter,
+    "dog_bark": dog_bark,
+    "gull": gull,
+    "rooster": rooster,
+    "bird_song": bird_song,
+    "cricket": cricket,
+    "frog": frog,
+    "engine": engine,
+    "drill": drill,
+    "bell": bell,
+}
+"""Event class -> function that generates an instance."""

@@ -53,7 +53,8 @@ def _separators(name: str, device: str, out: Path) -> list[dict[str, Any]]:
     import_separator(REFERENCE / name / "model.ckpt-1234", 16_000, out / "separators" / name)
     plain = load_separator(out / "separators" / name)
     vectors = np.load(REFERENCE / name / "vectors.npz")
-    wave_BT, expected_BST = torch.from_numpy(vectors["mixture"]).to(device), torch.from_numpy(vectors["separated"])
+    wave_BT = torch.from_numpy(vectors["mixture"]).to(device)
+    expected_BST = torch.from_numpy(vectors["separated"])
     ways = {
         "plain": plain.to(device),
         "fast float32": fast_separator(plain, device, "float32"),

@@ -207,9 +207,9 @@ class FastBlock(nn.Module):
         scale_B1H, shift_B1H = self.norm1.affine(sums_2B1H, frames)
         # Padding follows the norm: outside of the clip a tap reads 0, without the norm's shift. The bias includes the
         # shift for all taps, so it is subtracted again for the taps outside.
-        lost_BKH = self.taps_KH * shift_B1H
-        bias_B1H = self.bias_H + lost_BKH.sum(1, keepdim=True)
-        sums_2B1H = hidden.convolve(self.taps_KH * scale_B1H, lost_BKH, bias_B1H, self.dilation, self.norm2.slope)
+        outside_BKH = self.taps_KH * shift_B1H
+        bias_B1H = self.bias_H + outside_BKH.sum(1, keepdim=True)
+        sums_2B1H = hidden.convolve(self.taps_KH * scale_B1H, outside_BKH, bias_B1H, self.dilation, self.norm2.slope)
         scale_B1H, shift_B1H = self.norm2.affine(sums_2B1H, frames)
         narrow_BHW = (self.narrow_HW * scale_B1H.mT).to(x_BLW.dtype)
         hidden.narrow(x_BLW, narrow_BHW, (shift_B1H @ self.narrow_HW).to(x_BLW.dtype))
@@ -225,15 +225,15 @@ class BatchedHidden:
         self.hidden_BLH = F.leaky_relu_(x_BLW @ weight_WH, slope)
         return self._sums()
 
-    def convolve(self, taps_BKH: Tensor, lost_BKH: Tensor, bias_B1H: Tensor, dilation: int, slope: float) -> Tensor:
+    def convolve(self, taps_BKH: Tensor, outside_BKH: Tensor, bias_B1H: Tensor, dilation: int, slope: float) -> Tensor:
         """h = PReLU(depthwise convolution of h). Returns the same sums as `widen`.
 
-        `lost_BKH` is subtracted from the output for each tap outside of the clip.
+        `outside_BKH` is subtracted from the output for each tap outside of the clip.
         """
         x_BLH = self.hidden_BLH
         dtype = self.hidden_BLH.dtype
         taps_BKH = taps_BKH.to(dtype)
-        lost_BKH = lost_BKH.to(dtype)
+        outside_BKH = outside_BKH.to(dtype)
         bias_B1H = bias_B1H.to(dtype)
         frames = x_BLH.shape[1]
         taps = taps_BKH.shape[1]
@@ -244,8 +244,8 @@ class BatchedHidden:
             high = max(min(frames, frames - offset), 0)
             if low < high:
                 out_BLH[:, low:high].addcmul_(x_BLH[:, low + offset : high + offset], taps_BKH[:, tap, None])
-            out_BLH[:, :low] -= lost_BKH[:, tap, None]
-            out_BLH[:, high:] -= lost_BKH[:, tap, None]
+            out_BLH[:, :low] -= outside_BKH[:, tap, None]
+            out_BLH[:, high:] -= outside_BKH[:, tap, None]
         self.hidden_BLH = F.leaky_relu_(out_BLH, slope)
         return self._sums()
 

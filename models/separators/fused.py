@@ -64,14 +64,14 @@ class FusedHidden:
             rectify(_array(widened_LH), np.float32(slope), _array(sums_P2H))
         return self.sums_P2H.sum(0, dtype=torch.float64)[:, None, None]
 
-    def convolve(self, taps_BKH: Tensor, lost_BKH: Tensor, bias_B1H: Tensor, dilation: int, slope: float) -> Tensor:
+    def convolve(self, taps_BKH: Tensor, outside_BKH: Tensor, bias_B1H: Tensor, dilation: int, slope: float) -> Tensor:
         """h = PReLU(depthwise convolution of h). Returns the same sums as `widen`.
 
-        `lost_BKH` is subtracted from the output for each tap outside of the clip.
+        `outside_BKH` is subtracted from the output for each tap outside of the clip.
         """
         convolve = _compiled(_convolution(taps_BKH.shape[1]), self.parallel)
         activations = [_array(self.widened_LH), _array(self.convolved_LH)]
-        weights = [_array(taps_BKH[0]), _array(lost_BKH[0]), _array(bias_B1H[0])]
+        weights = [_array(taps_BKH[0]), _array(outside_BKH[0]), _array(bias_B1H[0])]
         convolve(*activations, *weights, dilation, np.float32(slope), _array(self.sums_P2H))
         return self.sums_P2H.sum(0, dtype=torch.float64)[:, None, None]
 
@@ -112,10 +112,10 @@ def _load_of(value: Any) -> Any:
     def widened(value: Any) -> Any:
         return np.uint32(np.uint32(value) << np.uint32(16)).view(np.float32)
 
-    def itself(value: Any) -> Any:
+    def unchanged(value: Any) -> Any:
         return value
 
-    return widened if value == types.uint16 else itself
+    return widened if value == types.uint16 else unchanged
 
 
 @overload(_store)
@@ -125,10 +125,10 @@ def _store_of(value: Any, like: Any) -> Any:
         odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
         return np.uint16(np.uint32(bits + np.uint32(odd + np.uint32(0x7FFF))) >> np.uint32(16))
 
-    def itself(value: Any, like: Any) -> Any:
+    def unchanged(value: Any, like: Any) -> Any:
         return value
 
-    return rounded if like == types.uint16 else itself
+    return rounded if like == types.uint16 else unchanged
 
 
 def _rectify(h_LH: Any, slope: Any, sums_P2H: Any) -> None:

@@ -42,13 +42,13 @@ def check_runs(*runs: Path) -> None:
             raise SepsceneError(f"{run}: there is no such run{f' (did you mean {run.parent / near}?)' if near else ''}")
 
 
-def accept_trust(asked: bool) -> bool:
+def accept_trust(enabled: bool) -> bool:
     """Apply `--trust-code` before any custom code is imported."""
-    if asked:
+    if enabled:
         from sepscene.models.names import trust_all_code
 
         trust_all_code()
-    return asked
+    return enabled
 
 
 ExperimentName = Annotated[

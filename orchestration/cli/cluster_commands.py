@@ -88,6 +88,7 @@ def template(
 
 
 def submit(
+    context: typer.Context,
     words: Annotated[
         list[str],
         typer.Argument(
@@ -116,7 +117,7 @@ def submit(
     from sepscene.orchestration.cli.submission import submission_of
     from sepscene.orchestration.runtime import jobs
 
-    submission = submission_of(words, cluster)
+    submission = submission_of(context.find_root().command, words, cluster)
     if not follow:
         console.print(jobs.submit(jobs.connect(address), submission))
         return

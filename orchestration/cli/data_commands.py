@@ -168,8 +168,10 @@ def prefill(
         parts = [f"{filled.present} of {filled.expected} separated clips are in {run.store_uri()}"]
         if not filled.counts:
             parts = [f"{run.store_uri()} is already complete: it has every usable clip, separated by all processors"]
-        parts += [f"{filled.unusable} are of unusable clips"] if filled.unusable else []
-        parts += [f"{filled.missing} are missing"] if filled.missing else []
+        if filled.unusable:
+            parts.append(f"{filled.unusable} are of unusable clips")
+        if filled.missing:
+            parts.append(f"{filled.missing} are missing")
         console.print("; ".join(parts), soft_wrap=True)
     if filled.missing:
         raise typer.Exit(3)
@@ -201,7 +203,11 @@ def plan(
 
     resolved = resolve(experiment, scale, change)
     present = _training_clips(resolved, needed=clips is None)
-    uris, offsets, skipped = _readable(present, resolved.audio) if present else ([], [], 0)
+    uris: list[str] = []
+    offsets: list[float] = []
+    skipped = 0
+    if present:
+        uris, offsets, skipped = _readable(present, resolved.audio)
     if skipped:
         console.print(f"{skipped} of the first {len(uris) + skipped} clips cannot be read; see `sepscene data audit`")
     for warning in slow_precisions(resolved):

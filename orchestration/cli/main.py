@@ -63,8 +63,8 @@ separator_app = typer.Typer(
 )
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(enabled: bool) -> None:
+    if enabled:
         print(f"sepscene {__version__}")
         raise typer.Exit
 

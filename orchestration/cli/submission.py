@@ -31,13 +31,14 @@ CLUSTER_STORAGE = Path("/mnt/sepscene/runs")
 """Default folder for runs on a cluster; every template mounts it."""
 
 
-def submission_of(words: list[str], cluster: Path | None = None) -> Submission:
+def submission_of(program: Any, words: list[str], cluster: Path | None = None) -> Submission:
     """The job for `sepscene WORDS`.
 
     Experiments and sweeps are resolved here, so that mistakes are found before anything is sent, and sent as YAML
     files. All other paths must exist on the cluster. The default scale is `paper`, the default storage CLUSTER_STORAGE.
 
     Args:
+        program: the whole command line as a click group, whose commands parse `words`.
         words: the command and its arguments, e.g. ["pretrain", "mine.yaml", "--run-id", "first"].
         cluster: description of an autoscaling cluster, e.g. clusters/aws.yaml. When placement is checked, nodes that it
             can still start count as available. Only its list of pools is sent to the cluster.
@@ -45,7 +46,7 @@ def submission_of(words: list[str], cluster: Path | None = None) -> Submission:
     Raises:
         SepsceneError: for any other command, an invalid experiment, or one that does not fit `cluster`.
     """
-    name, context = _parsed(words)
+    name, context = parsed_command(program, words)
     given = context.params
     for field, value in (("scale", "paper"), ("storage", CLUSTER_STORAGE)):
         source = context.get_parameter_source(field)
@@ -70,9 +71,11 @@ def submission_of(words: list[str], cluster: Path | None = None) -> Submission:
         sweep = load_sweep(Path(path)) if is_sweep(path) else sweep_of(given)
         code = _code_of_sweep(sweep)
         files = _stage_sweep(given, sweep)
-        run_id = given["sweep_id"] = given["sweep_id"] or dated("sweep")
+        run_id = given["sweep_id"] or dated("sweep")
+        given["sweep_id"] = run_id
     elif name == "reproduce":
-        run_id = given["reproduction_id"] = given["reproduction_id"] or dated("-".join(given["tables"]))
+        run_id = given["reproduction_id"] or dated("-".join(given["tables"]))
+        given["reproduction_id"] = run_id
     else:
         run_id = dated(f"embed-{Path(given['out']).stem}")
     for import_path in code:
@@ -90,20 +93,18 @@ def submission_of(words: list[str], cluster: Path | None = None) -> Submission:
     )
 
 
-def _parsed(words: list[str]) -> tuple[str, typer.Context]:
+def parsed_command(program: Any, words: list[str]) -> tuple[str, typer.Context]:
     """The command's name and its parsed arguments.
 
     Raises:
         SepsceneError: when the name is not in COMMANDS.
     """
-    from sepscene.orchestration.cli.main import app
-
     size = 2 if words[:1] == ["separator"] else 1
     name = " ".join(words[:size])
     if name not in COMMANDS:
         hint = f", e.g. `sepscene submit pretrain {name}`" if "/" in name or name.endswith((".yaml", ".yml")) else ""
         raise SepsceneError(f"cannot submit {name!r}: {unknown(name, COMMANDS, 'command')}{hint}")
-    command: Any = typer.main.get_command(app)
+    command = program
     for word in name.split():
         command = command.commands[word]
     context: typer.Context = command.make_context(name, words[size:])

@@ -93,7 +93,10 @@ def _from_file(
 
     defaults = {"scale": "tiny", "search": "grid", "scheduler": "none", "seeds": 1}
     given = [f"--{name}" for name, value in options.items() if value != defaults[name]]
-    given += ["--over"] * bool(texts) + ["--set"] * bool(change)
+    if texts:
+        given.append("--over")
+    if change:
+        given.append("--set")
     if given:
         raise SepsceneError(f"{path} describes a whole sweep: put {', '.join(given)} into the file")
     config = load_sweep(path)

@@ -137,8 +137,8 @@ def on_cluster(actors: int, gpus_per_actor: float = 0.0, bfloat16: bool = False,
     from sepscene.orchestration.runtime.placement import DATA_TASK_CPUS, Demand, check_placement, cluster_nodes
     from sepscene.orchestration.runtime.ray_compat import blocks_of, configure_data
 
-    actor = Demand("embedding actor", 1.0, gpus_per_actor, knobs="--actors or --gpus")
-    check_placement([actor] * actors + [Demand("reader", DATA_TASK_CPUS, knobs="--actors")], cluster_nodes())
+    actor = Demand("embedding actor", 1.0, gpus_per_actor, fields="--actors or --gpus")
+    check_placement([actor] * actors + [Demand("reader", DATA_TASK_CPUS, fields="--actors")], cluster_nodes())
     device = "cuda" if gpus_per_actor else "cpu"
 
     def rows(encoder: Encoder, uris: list[str]) -> Rows:

@@ -128,7 +128,10 @@ class EmbeddingOutput:
         """
         if any(self.parts.glob("*.parquet")):
             try:
-                self._merge_npy() if self.out.suffix == ".npy" else self._merge_parquet()
+                if self.out.suffix == ".npy":
+                    self._merge_npy()
+                else:
+                    self._merge_parquet()
             except OSError as error:
                 for name in ("merged", "merged.npy"):
                     (self.parts / name).unlink(missing_ok=True)

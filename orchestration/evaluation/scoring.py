@@ -62,10 +62,11 @@ def score_encoder(
     except NothingToEvaluate as error:
         logger.warning("%s is not evaluated: %s", name, error)
         return EncoderResult(name=name, description=f"not evaluated, {error}", metrics={}, map_2d=_map_2d(test_h, test))
+    notes = [LEAK, *scores.notes] if experiment.data.by_folds else scores.notes
     save_predictions(scores, RunFolder(run_dir).predictions(name))
     return EncoderResult(
         name=name,
-        description="; ".join([LEAK] * experiment.data.by_folds + list(scores.notes)),
+        description="; ".join(notes),
         metrics={key: metric_of(interval) for key, interval in scores.metrics.items()},
         classes=tuple(
             ClassResult(

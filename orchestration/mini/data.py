@@ -120,7 +120,8 @@ class LogMelStore:
         shape = (clips, channels, self.frames, self.experiment.front_end.mel_bands)
         logmel_NSLF = self._array(self.files.array(part), shape, np.float16)
         levels_NS = self._array(self.files.levels(part), shape[:2], np.float32)
-        uris, offsets = (self.manifest.clips[name].to_pylist() for name in ("uri", "offset_seconds"))
+        uris = self.manifest.clips["uri"].to_pylist()
+        offsets = self.manifest.clips["offset_seconds"].to_pylist()
         for n in range(done, clips):
             uri = str(background_path(uris[n], background)) if background else uris[n]
             pcm_ST = to_pcm(read_clip(uri, self.experiment.audio, offsets[n]))[None]
@@ -181,7 +182,8 @@ def prepare_stores(
     shared.path.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(shared.lock):
         train, test = _manifests(base, shared, backgrounds, console)
-        train_store, test_store = (LogMelStore(shared.logmels, base, manifest) for manifest in (train, test))
+        train_store = LogMelStore(shared.logmels, base, train)
+        test_store = LogMelStore(shared.logmels, base, test)
         train_store.fill(processors, backgrounds, console)
         test_store.fill({}, console=console)
     return train_store, test_store, processors

@@ -27,7 +27,7 @@ from sepscene.orchestration.records.environment import command_line, environment
 from sepscene.orchestration.records.files import claimed, read_typed, write_text_atomically
 from sepscene.orchestration.records.results import Metric, ReproducedRun, ReproductionResults
 from sepscene.orchestration.records.sweep_folder import StudyFolder
-from sepscene.orchestration.reports.paper_tables import TWINS
+from sepscene.orchestration.reports.paper_tables import OTHER_NAMES
 from sepscene.orchestration.reports.reproduction_report import write_reproduction_report
 
 UNTRAINED = "untrained"
@@ -52,12 +52,13 @@ def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console
     begin = time.monotonic()
     files = StudyFolder(folder)
     _check_same_study(rows, folder)
-    planned = [
-        (name, row.changed({"seed": seed}))
-        for seed in range(seeds)
-        for name, row in [(UNTRAINED, rows[0]), *((row.name, row) for row in rows)]
-        if not _finished(folder, name, seed)
-    ]
+    named = [(UNTRAINED, rows[0])]
+    named += [(row.name, row) for row in rows]
+    planned = []
+    for seed in range(seeds):
+        for name, row in named:
+            if not _finished(folder, name, seed):
+                planned.append((name, row.changed({"seed": seed})))
     if planned:
         train, test, processors = prepare_stores(rows, folder.parent, console)
     for number, (name, experiment) in enumerate(planned):
@@ -189,7 +190,7 @@ def _metric(record: TrialRecord) -> Metric:
 
 def _finished(folder: Path, row: str, seed: int) -> bool:
     """Whether the row is finished, under its own name or under its name in another table."""
-    return any(StudyFolder(folder).trial(name, seed).exists() for name in (row, TWINS.get(row, row)))
+    return any(StudyFolder(folder).trial(name, seed).exists() for name in (row, OTHER_NAMES.get(row, row)))
 
 
 def _differences(base: Experiment, runs: list[TrialRecord]) -> tuple[str, ...]:

@@ -58,13 +58,13 @@ BALANCE_EVERY = 10
 
 
 @contextmanager
-def with_resume_hint(console: Console, again: str) -> Iterator[None]:
+def with_resume_hint(console: Console, command: str) -> Iterator[None]:
     """If the block fails or is stopped, print the command that continues it."""
     try:
         yield
     except BaseException as error:
         end = "stopped" if isinstance(error, STOPPED) else "failed"
-        message = f"{end}; all completed work is kept. Continue with\n{again}"
+        message = f"{end}; all completed work is kept. Continue with\n{command}"
         console.print(message, highlight=False, markup=False, soft_wrap=True)
         raise
 
@@ -88,7 +88,7 @@ class Run:
         """Digest of the audit of the data set, if the storage has one."""
         self.callbacks: Sequence[UserCallback] = ()
         """The user's callbacks for Ray Train."""
-        self.family = experiment.name
+        self.model_name = experiment.name
         """The experiment or the whole sweep, whose encoders are versions of one registered model."""
 
     @classmethod
@@ -129,7 +129,7 @@ class Run:
         experiment.save(saved)
         tracker = Tracker(tracking_uri, "sepscene", folder)
         run = cls(folder, experiment, tracker, console)
-        run.family = (tags or {}).get("sweep_id", experiment.name)
+        run.model_name = (tags or {}).get("sweep_id", experiment.name)
         if not files.started.exists():
             write_text_atomically(files.started, datetime.now(UTC).isoformat(timespec="seconds"))
         place = f"All files of this run are in `{folder}`; its report is among the artifacts."
@@ -376,7 +376,7 @@ class Run:
         Call it when the card contains the metrics.
         """
         is_baseline = bundle != self.files.encoder
-        registered = None if is_baseline else f"sepscene-{self.family.replace('/', '-')}"
+        registered = None if is_baseline else f"sepscene-{self.model_name.replace('/', '-')}"
         self.tracker.log_encoder(pretraining_stage(pair), bundle, f"{self.experiment.name} {pair}", registered)
 
     def _report_balance(self, stage: str, experiment: Experiment) -> None:

@@ -24,7 +24,7 @@ def prepared_session(
     address: str | None = None,
     verbose: bool = False,
     dashboard: bool = False,
-    others: Iterable[Experiment] = (),
+    further_experiments: Iterable[Experiment] = (),
 ) -> Iterator[None]:
     """Check the separators, start encoder and resources of an experiment, and connect to Ray for the block.
 
@@ -32,7 +32,7 @@ def prepared_session(
 
     Args:
         address, verbose, dashboard: see `runtime.session.connect`.
-        others: experiments that will run in the same session; their custom code is sent and imported, too.
+        further_experiments: experiments that will run in the same session; their custom code is sent and imported, too.
 
     Raises:
         SepsceneError: when a separator or encoder cannot be used, or the experiment cannot be placed.
@@ -54,7 +54,7 @@ def prepared_session(
             scores.try_out(channels, experiment.audio.samples)
     check_parts(experiment)
     check_start(experiment)
-    code = sorted({name for each in (experiment, *others) for name in each.custom_code})
+    code = sorted({name for each in (experiment, *further_experiments) for name in each.custom_code})
     with connected(address, verbose, dashboard, code):
         nodes = cluster_nodes()
         for demands in phases(experiment):

@@ -143,14 +143,16 @@ def _separation(
     with _threads(resources.separation_cpus):
         for kind, name in kinds.items():
             service = SeparationService(settings[name], device=device, clips_per_forward=resources.separation_batch)
-            measured[kind] = _per_row(
-                lambda n, service=service: service(_first(block, n)),  # type: ignore[misc]
-                len(block["row"]),
-                seconds / len(kinds),
-                least=service.clips_per_forward,
-            )
+            measured[kind] = _seconds_of_service(service, block, seconds / len(kinds))
     rows = min(rows for _, rows in measured.values())
     return {p.name: measured[p.kind][0] for p in processors}, rows, _name(device)
+
+
+def _seconds_of_service(service: SeparationService, block: Columns, seconds: float) -> tuple[float, int]:
+    def separate(rows: int) -> None:
+        service(_first(block, rows))
+
+    return _per_row(separate, len(block["row"]), seconds, min_rows=service.clips_per_forward)
 
 
 def _training(experiment: Experiment, seconds: float) -> tuple[float, int, str]:
@@ -182,25 +184,25 @@ def _training(experiment: Experiment, seconds: float) -> tuple[float, int, str]:
             torch.cuda.synchronize()
 
     with _threads(resources.trainer_cpus):
-        per_row, rows = _per_row(gradients, local_rows, 0.9 * seconds, least=2)  # a single pair has no negatives
+        per_row, rows = _per_row(gradients, local_rows, 0.9 * seconds, min_rows=2)  # a single pair has no negatives
         per_step, _ = _per_row(update, 1, 0.1 * seconds)  # does not depend on the number of rows
     return per_row + per_step / local_rows, rows, _name(device.type)
 
 
-def _per_row(run: Callable[[int], object], most: int, seconds: float, least: int = 1) -> tuple[float, int]:
+def _per_row(run: Callable[[int], object], max_rows: int, seconds: float, min_rows: int = 1) -> tuple[float, int]:
     """Median seconds per row, when as many rows are processed together as allow three rounds in `seconds`.
 
     Returns:
         (seconds per row, rows processed together).
     """
     deadline = time.perf_counter() + seconds
-    rows = min(least, most)
+    rows = min(min_rows, max_rows)
     took = _timed(run, rows)  # also warms up caches, kernels and threads
     if took > seconds:
         return took / rows, rows
     took = _timed(run, rows)
-    while rows < most and _ROUNDS * 2 * took < deadline - time.perf_counter():
-        rows = min(2 * rows, most)
+    while rows < max_rows and _ROUNDS * 2 * took < deadline - time.perf_counter():
+        rows = min(2 * rows, max_rows)
         run(rows)
         took = _timed(run, rows)
     rounds = [took]

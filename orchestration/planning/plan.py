@@ -308,8 +308,10 @@ def _mode_cost(
         total += seconds[stage]
         busy += seconds["separation"] * actor_gpus + seconds["trainers"] * trainer_gpus
         simultaneous = name != "prefill" or not processors
-        held += seconds[stage] * actor_gpus * (simultaneous or not work.trained)
-        held += seconds[stage] * trainer_gpus * (work.trained > 0)
+        if simultaneous or not work.trained:
+            held += seconds[stage] * actor_gpus
+        if work.trained > 0:
+            held += seconds[stage] * trainer_gpus
     return ModeCost(
         name=name,
         seconds=total,

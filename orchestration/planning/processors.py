@@ -50,8 +50,8 @@ def _processor(name: str, experiment: Experiment) -> Processor:
     card = card_of(place)
     kind = json.dumps([card.architecture, card.config], sort_keys=True)
     if card.architecture != "tdcnpp":
-        # The configuration of an imported program contains almost nothing about its cost.
-        kind += card.sha256 if card.architecture == "program" else ""
+        if card.architecture == "program":
+            kind += card.sha256  # its configuration contains almost nothing about its cost
         return Processor(name, kind, int(card.config["sources"]), None, None, place)
     network = TDCNppConfig.model_validate(card.config)
     return Processor(name, network.model_dump_json(), network.sources, separation_flops(network, samples), None, place)

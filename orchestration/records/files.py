@@ -46,8 +46,10 @@ def append_lines(path: Path, lines: list[str]) -> None:
         size = file.seek(0, os.SEEK_END)
         if size:
             file.seek(-1, os.SEEK_END)
-        partial = size > 0 and file.read(1) != b"\n"
-        content = memoryview(("\n" * partial + "".join(f"{line}\n" for line in lines)).encode())
+        text = "".join(f"{line}\n" for line in lines)
+        if size > 0 and file.read(1) != b"\n":
+            text = "\n" + text
+        content = memoryview(text.encode())
         try:
             while content:
                 content = content[file.write(content) :]
@@ -99,17 +101,17 @@ def claimed(path: Path) -> Iterator[bool]:
         path.unlink(missing_ok=True)
 
 
-def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
+def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     """The content of a file of a run.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        SepsceneError: if it is larger than `most` bytes or cannot be read.
+        SepsceneError: if it is larger than `max_bytes` or cannot be read.
     """
     try:
         size = path.stat().st_size
-        if size > most:
-            raise SepsceneError(f"{path} has {size:,} bytes, which exceeds the limit of {most:,} for such a file")
+        if size > max_bytes:
+            raise SepsceneError(f"{path} has {size:,} bytes, which exceeds the limit of {max_bytes:,} for such a file")
         return path.read_bytes()
     except FileNotFoundError:
         raise

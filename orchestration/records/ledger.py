@@ -40,14 +40,14 @@ class Ledger:
     untrained: int = 0
     """Number of consumed rows that were not trained on, because their clip could not be used."""
     unread: list[tuple[int, int]] = field(default_factory=list)
-    """Intervals of the untrained rows whose clip may be readable later; see `try_again`."""
+    """Intervals of the untrained rows whose clip may be readable later; see `without_unread_rows`."""
 
     def skip(self, row_N: np.ndarray, unread_N: np.ndarray) -> None:
         """Record consumed rows that were not trained on, and those of them that may be tried again."""
         self.untrained += len(row_N)
         self.unread = _merged([*self.unread, *_intervals(np.sort(unread_N))])
 
-    def try_again(self) -> "Ledger":
+    def without_unread_rows(self) -> "Ledger":
         """A copy of the ledger in which the rows of `unread` count as not consumed, so that they are tried again."""
         if not self.unread:
             return self

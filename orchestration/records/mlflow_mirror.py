@@ -336,7 +336,9 @@ def sync(run_dir: Path, tracking_uri: str) -> None:
             raise SepsceneError(f"MLflow at {tracking_uri}: {tracker.fault}")
         if tracker.unsent:
             raise SepsceneError(f"MLflow at {tracking_uri} does not respond; no data is lost, try again later")
-        if tracker is not parent and (run_id := tracker.run_id()) and (parent_id := parent.run_id()):
+        run_id = tracker.run_id()
+        parent_id = parent.run_id()
+        if tracker is not parent and run_id and parent_id:
             tracker.store.tag(run_id, {"mlflow.parentRunId": parent_id})  # a lost parent was created with a new id
 
 

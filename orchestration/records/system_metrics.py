@@ -74,7 +74,9 @@ class Machines:
         nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
         self.others = {node: self._actor(node) for node in nodes if node != here}
         pending: dict[Any, str] = {actor.sample.remote(): node for node, actor in self.others.items()}
-        ready, _ = ray.wait(list(pending), num_returns=len(pending), timeout=_TIMEOUT_SECONDS) if pending else ([], [])
+        if not pending:
+            return readings
+        ready, _ = ray.wait(list(pending), num_returns=len(pending), timeout=_TIMEOUT_SECONDS)
         for reference in ready:
             node = pending[reference]
             try:

@@ -12,7 +12,7 @@ from sepscene.models.separators.folder import load_separator
 from sepscene.orchestration.evaluation.compare import load_predictions
 from sepscene.orchestration.records.results import ProcessorResult
 from sepscene.orchestration.records.run_folder import RunFolder
-from sepscene.orchestration.reports.listening_page import Neighbour, Query, Scene, write_listening_page
+from sepscene.orchestration.reports.listening_page import Neighbour, PageScene, Query, write_listening_page
 from sepscene.tasks.datasets.readers import Manifest
 
 SCENES = 4
@@ -51,7 +51,7 @@ def listening_page(
             separated = {name: net(torch.from_numpy(wave_T)[None])[0].numpy() for name, net in separators.items()}
         sources_KT = _sources(clip["uri"], len(wave_T))
         names = () if sources_KT is None else _source_labels(Path(clip["uri"]))
-        scenes.append(Scene(clip["clip_id"], wave_T, separated, tuple(clip["labels"]), sources_KT, names))
+        scenes.append(PageScene(clip["clip_id"], wave_T, separated, tuple(clip["labels"]), sources_KT, names))
     queries = _queries(run_dir, test, audio, encoder) if encoder else []
     return write_listening_page(run_dir, scenes, processors, audio.sample_rate, queries, has_report)
 

@@ -37,7 +37,7 @@ PICTURE_FRAMES = 400
 
 
 @dataclass(frozen=True)
-class Scene:
+class PageScene:
     """A held-out clip and its channels from each processor.
 
     Attributes:
@@ -89,7 +89,7 @@ class Player:
 
 
 @dataclass(frozen=True)
-class Row:
+class PlayerRow:
     """Players under one heading: the channels of a processor, or the neighbours of a query."""
 
     title: str
@@ -98,17 +98,17 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Block:
+class Section:
     """One scene or query of the page."""
 
     title: str
     labels: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[PlayerRow, ...]
 
 
 def write_listening_page(
     run_dir: Path,
-    scenes: Iterable[Scene],
+    scenes: Iterable[PageScene],
     ladder: Sequence[ProcessorResult],
     sample_rate: int,
     queries: Iterable[Query] = (),
@@ -146,7 +146,7 @@ class _BlockBuilder:
         self.written = 0
         self.samples = round(MAX_SECONDS * sample_rate)
 
-    def scene(self, scene: Scene, ladder: Sequence[ProcessorResult]) -> Block:
+    def scene(self, scene: PageScene, ladder: Sequence[ProcessorResult]) -> Section:
         part = self.loudest(scene.mixture_T)
         mixture_T = scene.mixture_T[part]
         sources_KT = np.empty((0, 0), np.float32) if scene.sources_KT is None else scene.sources_KT[:, part]
@@ -154,7 +154,7 @@ class _BlockBuilder:
         first = [self.player("Mixture", mixture_T, mixture_T)]
         for name, source_T in zip(names, sources_KT, strict=True):
             first.append(self.player(f"True source: {name}", source_T, mixture_T))
-        rows = [Row("", tuple(first))]
+        rows = [PlayerRow("", tuple(first))]
         for processor in sorted(ladder, key=lambda processor: processor.step):
             separated_ST = scene.separated_ST[processor.name][:, part]
             notes, overall = _separation_notes(mixture_T, separated_ST, sources_KT, names)
@@ -163,10 +163,10 @@ class _BlockBuilder:
                 for index, (wave_T, note) in enumerate(zip(separated_ST, notes, strict=True))
             ]
             steps = f"{processor.name}, {processor.step:,} training steps"
-            rows.append(Row(steps, tuple(players), overall))
-        return Block(scene.name, scene.labels, tuple(rows))
+            rows.append(PlayerRow(steps, tuple(players), overall))
+        return Section(scene.name, scene.labels, tuple(rows))
 
-    def query(self, query: Query) -> Block:
+    def query(self, query: Query) -> Section:
         players = []
         for rank, near in enumerate(query.neighbours, start=1):
             wave_T = near.wave_T[self.loudest(near.wave_T)]
@@ -174,8 +174,8 @@ class _BlockBuilder:
             notes = (f"distance {number(near.distance)}", ", ".join(near.labels), relevant)
             players.append(self.player(f"{rank}. {near.name}", wave_T, wave_T, notes))
         wave_T = query.wave_T[self.loudest(query.wave_T)]
-        first = Row("", (self.player(f"Query for {query.class_name}", wave_T, wave_T),))
-        return Block(query.name, query.labels, (first, Row("Neighbours, nearest first", tuple(players))))
+        first = PlayerRow("", (self.player(f"Query for {query.class_name}", wave_T, wave_T),))
+        return Section(query.name, query.labels, (first, PlayerRow("Neighbours, nearest first", tuple(players))))
 
     def loudest(self, wave_T: np.ndarray) -> slice:
         """The part of a long sound that has the most energy and the length of a player."""

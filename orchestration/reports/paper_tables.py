@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sepscene.orchestration.records.results import Metric, RunResults
-from sepscene.tasks.paper.claims import PAPER_TABLES, TWINS
+from sepscene.tasks.paper.claims import OTHER_NAMES, PAPER_TABLES
 
 TITLES = {
     "table2": "Table 2: separation and SpecAugment (SimCLR)",
@@ -39,7 +39,7 @@ def compared_tables(ours: Mapping[str, Metric]) -> tuple[Table, ...]:
     for table, rows in PAPER_TABLES.items():
         lines = []
         for row in rows:
-            found = ours.get(row.name) or ours.get(TWINS.get(row.name, ""))
+            found = ours.get(row.name) or ours.get(OTHER_NAMES.get(row.name, ""))
             lines.append(Line(row.name, row.label, row.note, row.value, found))
         tables.append(Table(table, TITLES[table], tuple(lines)))
     return tuple(tables)

@@ -48,7 +48,7 @@ def curves(
     Args:
         y_range: the same scale for small multiples.
     """
-    columns = 1 + (len(series) > 4)
+    columns = 2 if len(series) > 4 else 1
     drawing, axes = canvas(3.7, 2.5 + 0.16 * -(-len(series) // columns))
     texts = []
     averaged = 1
@@ -56,10 +56,10 @@ def curves(
         look = {"color": SERIES[index % len(SERIES)], "linestyle": DASHES[index % len(DASHES)]}
         points = len(steps)
         if len(steps) > 60:
-            axes.plot(_thin(steps, 400), _thin(values, 400), color=look["color"], linewidth=0.7, alpha=0.35)
+            axes.plot(_averaged(steps, 400), _averaged(values, 400), color=look["color"], linewidth=0.7, alpha=0.35)
             points = 25
             averaged = max(averaged, round(len(steps) / points))
-        axes.plot(_thin(steps, points), _thin(values, points), label=_brief(label), **look)
+        axes.plot(_averaged(steps, points), _averaged(values, points), label=_shortened(label), **look)
         start = f"{_short(values[0])} at {x_label} {_short(steps[0])}"
         texts.append(f"{label} goes from {start} to {_short(values[-1])} at {_short(steps[-1])}")
     axes.set_title(title)
@@ -79,7 +79,7 @@ def intervals(metrics: Mapping[str, Metric]) -> Picture:
         colour = SERIES[place % len(SERIES)]
         _draw_interval(axes.hlines, place, metric, colour)
         axes.plot([metric.value], [place], MARKERS[place % len(MARKERS)], color=colour, markersize=6)
-    _label_rows(axes, "mAP", [_brief(label) for label in metrics])
+    _label_rows(axes, "mAP", [_shortened(label) for label in metrics])
     axes.spines["left"].set_visible(False)
     text = "; ".join(f"{label} {_in_words(metric)}" for label, metric in metrics.items())
     return picture(drawing, "answer", f"mAP: {text}.")
@@ -107,8 +107,10 @@ def class_gains(classes: Sequence[str], columns: Mapping[str, Sequence[float]]) 
     table = np.array(list(columns.values()), dtype=float)
     axes.hlines(places, table.min(axis=0), table.max(axis=0), color=SOFT, linewidth=1)
     for index, (label, values) in enumerate(columns.items()):
-        axes.plot(values, places, MARKERS[index], color=SERIES[index], label=_brief(label), linestyle="", markersize=5)
-    _label_rows(axes, "Average precision", [_brief(label, 34) for label in classes])
+        axes.plot(
+            values, places, MARKERS[index], color=SERIES[index], label=_shortened(label), linestyle="", markersize=5
+        )
+    _label_rows(axes, "Average precision", [_shortened(label, 34) for label in classes])
     axes.set_xlim(-0.02, 1.02)
     drawing.legend(loc="outside upper left", ncols=len(columns), handletextpad=0.1)
     first, *others = columns
@@ -130,7 +132,7 @@ def scatter(name: str, title: str, points: Sequence[tuple[float, float, str]]) -
     drawing, axes = canvas(3.7, 3.7 + 0.18 * -(-(len(shown) + 1) // 2))
     for label, colour, marker in zip(shown, SERIES, MARKERS, strict=False):
         x, y = np.array([(x, y) for x, y, other in drawn if other == label]).T
-        axes.scatter(x, y, s=18, c=colour, marker=marker, linewidths=0, alpha=0.9, label=_brief(label))
+        axes.scatter(x, y, s=18, c=colour, marker=marker, linewidths=0, alpha=0.9, label=_shortened(label))
     others = [(x, y) for x, y, label in drawn if label not in shown]
     if others:
         x, y = np.array(others).T
@@ -199,7 +201,8 @@ def parallel(axes_values: Mapping[str, Sequence[str]], title: str, paths: Sequen
     drawing, axes = canvas(1.7 * (len(axes_values) + 1), 3.4)
     height = {field: _evenly_spaced(values) for field, values in axes_values.items()}
     measured = [path.metric for path in paths if path.metric is not None]
-    low, high = (min(measured), max(measured)) if measured else (0.0, 1.0)
+    low = min(measured, default=0.0)
+    high = max(measured, default=1.0)
     span = high - low or 1.0
     for index, path in enumerate(sorted(paths, key=lambda path: list(_LOOK).index(path.kind))):
         offset = 0.03 * ((index * 7) % 5 - 2) / 2  # so that lines of trials with the same setting do not overlap
@@ -274,9 +277,9 @@ def comparison(table: Table) -> Picture:
     return picture(drawing, table.name, f"{title}. {text}.")
 
 
-def _brief(label: str, most: int = 26) -> str:
-    """A label cut to `most` characters, so that it fits next to a picture."""
-    return label if len(label) <= most else label[: most - 1].rstrip() + "…"
+def _shortened(label: str, max_characters: int = 26) -> str:
+    """A label cut to `max_characters` characters, so that it fits next to a picture."""
+    return label if len(label) <= max_characters else label[: max_characters - 1].rstrip() + "…"
 
 
 def _in_words(metric: Metric) -> str:
@@ -291,6 +294,6 @@ def _short(value: float) -> str:
     return f"{value:,.4g}".replace("-", "−") if isfinite(value) else "not a number"
 
 
-def _thin(values: Sequence[float], most: int) -> np.ndarray:
-    """At most `most` values, each the mean of consecutive values."""
-    return np.array([np.mean(run) for run in np.array_split(values, min(most, len(values)))])
+def _averaged(values: Sequence[float], max_values: int) -> np.ndarray:
+    """At most `max_values` values, each the mean of consecutive values."""
+    return np.array([np.mean(run) for run in np.array_split(values, min(max_values, len(values)))])

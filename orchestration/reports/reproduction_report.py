@@ -12,7 +12,7 @@ from sepscene.orchestration.reports.render import render_report, report_of
 from sepscene.tasks.evaluation.shortcuts import Shortcuts
 from sepscene.tasks.evaluation.statistics import format_p, t_interval
 from sepscene.tasks.paper.beyond import BeyondResult, beyond_results
-from sepscene.tasks.paper.claims import TWINS, ClaimResult, decide_claims
+from sepscene.tasks.paper.claims import OTHER_NAMES, ClaimResult, decide_claims
 from sepscene.tasks.paper.verdicts import LEVEL, MARGIN, signed
 
 METHOD = (
@@ -74,8 +74,8 @@ def runs_by_row(results: ReproductionResults) -> dict[str, list[ReproducedRun]]:
     rows: dict[str, dict[int, ReproducedRun]] = {}
     for run in results.runs:
         rows.setdefault(run.row, {})[run.seed] = run
-    names = dict.fromkeys(name for row in rows for name in (row, TWINS.get(row, row)))
-    both = {name: {**rows.get(TWINS.get(name, ""), {}), **rows.get(name, {})} for name in names}
+    names = dict.fromkeys(name for row in rows for name in (row, OTHER_NAMES.get(row, row)))
+    both = {name: {**rows.get(OTHER_NAMES.get(name, ""), {}), **rows.get(name, {})} for name in names}
     return {name: [runs[seed] for seed in sorted(runs)] for name, runs in both.items()}
 
 

@@ -91,7 +91,7 @@ def _values(results: RunResults, files: RunFolder) -> dict[str, Any]:
         "headline": headline,
         "headline_metrics": in_headline,
         "interval_method": next((metric.interval for metric in in_headline.values() if metric.interval), ""),
-        "answer": answer(in_headline),
+        "answer": summary_sentence(in_headline),
         "metrics": metrics,
         "notes": encoder_notes(results.encoders),
         "encoder_cells": {e.name: [with_interval(e.metrics.get(name)) for name in metrics] for e in results.encoders},
@@ -131,7 +131,7 @@ def headline_metric(encoders: Sequence[EncoderResult]) -> str:
     return next((name for name in HEADLINE_METRICS if name in measured), HEADLINE_METRICS[0])
 
 
-def answer(known: dict[str, Metric]) -> str:
+def summary_sentence(known: dict[str, Metric]) -> str:
     """The result of the run in one or two sentences, which respect the intervals.
 
     Args:
@@ -140,16 +140,16 @@ def answer(known: dict[str, Metric]) -> str:
     if not known:
         return "No encoder was evaluated in this run."
     (first, ours), *others = known.items()
-    gaps = [f"{_difference(ours, other)} {_called(name)} ({other.value:.3f})" for name, other in others]
+    gaps = [f"{_difference(ours, other)} {_described(name)} ({other.value:.3f})" for name, other in others]
     sentence = f"{first} reaches an mAP of {ours.value:.3f}" + (f", {' and '.join(gaps)}." if gaps else ".")
-    overlapping = [_called(name) for name, other in others if _overlap(ours, other)]
+    overlapping = [_described(name) for name, other in others if _overlap(ours, other)]
     if overlapping:
         sentence += f" The intervals of {first} and {' and '.join(overlapping)} overlap, "
         sentence += "so this run alone does not show which is better."
     return sentence
 
 
-def _called(name: str) -> str:
+def _described(name: str) -> str:
     return f"the {name} encoder" if name == "untrained" else name
 
 
@@ -170,15 +170,24 @@ def class_rows(encoders: Sequence[EncoderResult]) -> list[ClassRow]:
     """The classes by name, with each encoder's shallow AP, or query-by-example AP if there is no shallow AP."""
     field = "shallow_ap" if any(item.shallow_ap is not None for e in encoders for item in e.classes) else "qbe_ap"
     positives = {item.name: item.positives for encoder in encoders for item in encoder.classes}
-    precision, linear = (
-        {e.name: {item.name: getattr(item, kind) for item in e.classes} for e in encoders if e.classes}
-        for kind in (field, "linear_ap")
-    )
-    linear = {encoder: of_class for encoder, of_class in linear.items() if any(of_class.values())}
-    return [
-        ClassRow(name, count, *({e: found.get(name) for e, found in kind.items()} for kind in (precision, linear)))
-        for name, count in sorted(positives.items())
-    ]
+    precision = _precisions(encoders, field)
+    probes = _precisions(encoders, "linear_ap")
+    linear = {encoder: of_class for encoder, of_class in probes.items() if any(of_class.values())}
+    rows = []
+    for name, count in sorted(positives.items()):
+        of_encoders = {encoder: of_class.get(name) for encoder, of_class in precision.items()}
+        of_probes = {encoder: of_class.get(name) for encoder, of_class in linear.items()}
+        rows.append(ClassRow(name, count, of_encoders, of_probes))
+    return rows
+
+
+def _precisions(encoders: Sequence[EncoderResult], field: str) -> dict[str, dict[str, float | None]]:
+    """A field of the classes: encoder -> class -> value."""
+    values: dict[str, dict[str, float | None]] = {}
+    for encoder in encoders:
+        if encoder.classes:
+            values[encoder.name] = {item.name: getattr(item, field) for item in encoder.classes}
+    return values
 
 
 def learning_curves(records: Sequence[dict[str, float | str]]) -> list[plots.Picture]:
@@ -201,8 +210,13 @@ def learning_curves(records: Sequence[dict[str, float | str]]) -> list[plots.Pic
     drawn: list[plots.Picture] = []
     for (stage, quantity), panel in sorted(panels.items(), key=lambda item: _importance(item[0][1])):
         curves = {label: sorted(curve.items()) for label, curve in panel.items() if len(curve) > 1}
-        series = {label: ([x for x, _ in curve], [y for _, y in curve]) for label, curve in curves.items()}
-        changes = len({y for _, values in series.values() for y in values}) > 1
+        series: dict[str, plots.Curve] = {}
+        values = set[float]()
+        for label, curve in curves.items():
+            steps = [step for step, _ in curve]
+            series[label] = (steps, [value for _, value in curve])
+            values.update(series[label][1])
+        changes = len(values) > 1
         if changes and len(drawn) < MAX_CURVES:
             title = f"{stage}: {quantity.replace('_', ' ')}"
             drawn.append(plots.curves(f"curve{len(drawn)}", title, "step", series))

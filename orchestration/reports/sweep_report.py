@@ -60,7 +60,7 @@ def write_sweep_report(sweep_dir: Path) -> tuple[Path, Path]:
         files,
         sweep=sweep,
         metric_name=metric_name(sweep.metric),
-        answer=sweep_answer(sweep, groups),
+        answer=summary_sentence(sweep, groups),
         groups=groups,
         fields=[field_name(field) for field in sweep.fields],
         shown=format_setting,
@@ -116,7 +116,7 @@ def ranked(sweep: SweepResults) -> list[Group]:
     return sorted(groups, key=lambda group: -group.metric.value)
 
 
-def sweep_answer(sweep: SweepResults, groups: Sequence[Group]) -> str:
+def summary_sentence(sweep: SweepResults, groups: Sequence[Group]) -> str:
     """A sentence about the best setting, and whether its interval is above those of the others."""
     counts = Counter[str](trial.status for trial in sweep.trials)
     done = ", ".join(f"{counts[status]} {status}" for status in _STATUSES if counts[status])
@@ -125,14 +125,14 @@ def sweep_answer(sweep: SweepResults, groups: Sequence[Group]) -> str:
     best, *others = groups
     setting = describe_setting(best.settings)
     metric = f"{metric_name(sweep.metric)} {with_interval(best.metric)}"
-    answer = f"{setting[0].upper()}{setting[1:]} is best: {metric} ({done})."
+    summary = f"{setting[0].upper()}{setting[1:]} is best: {metric} ({done})."
     if not others:
-        return answer
+        return summary
     similar = [group for group in others if _may_be_equal(best.metric, group.metric)]
     if similar:
         subject = "The other setting" if len(others) == 1 else f"{len(similar)} of the {len(others)} other settings"
-        return f"{answer} {subject} may be equally good, because the intervals overlap or are missing."
-    return answer + " Its interval is above those of all other settings."
+        return f"{summary} {subject} may be equally good, because the intervals overlap or are missing."
+    return summary + " Its interval is above those of all other settings."
 
 
 def describe_setting(settings: dict[str, Setting]) -> str:
@@ -219,7 +219,10 @@ def _curves(sweep_dir: Path, sweep: SweepResults) -> list[plots.Picture]:
             label = ", ".join([*rest, f"seed {trial.seed}"])
             title = f"{field_name(field)} {format_setting(trial.settings[field])}" if field else "loss"
             panels.setdefault(title, {})[label] = curve
-    values = [value for panel in panels.values() for _, losses in panel.values() for value in losses]
+    values: list[float] = []
+    for panel in panels.values():
+        for _, losses in panel.values():
+            values += losses
     return [
         plots.curves(f"loss{index}", f"{title}: training loss", "step", series, (min(values), max(values)))
         for index, (title, series) in enumerate(panels.items())

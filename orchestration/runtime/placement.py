@@ -47,7 +47,7 @@ class Demand:
         role: "trainer", "separation actor", "reader", "data task", "validation task" or "trial driver".
         gpus: a fraction of one GPU, or a whole number of GPUs.
         labels: label selector, e.g. {"pool": "trainers"}, {"pool": "!spot"}, {"pool": "in(a,b)"}.
-        knobs: the configuration fields that determine this demand, for messages.
+        fields: the configuration fields that determine this demand, for messages.
     """
 
     role: str
@@ -55,7 +55,7 @@ class Demand:
     gpus: float = 0.0
     labels: Mapping[str, str] = field(default_factory=dict)
     accelerator: str | None = None
-    knobs: str = ""
+    fields: str = ""
 
     def ray_options(self) -> dict[str, Any]:
         """The demand as options of a Ray task, actor or `map_batches`, so that Ray gets exactly what was checked."""
@@ -84,7 +84,7 @@ def actor_demand(resources: Resources) -> Demand:
 
 def reader_demand(resources: Resources) -> Demand:
     """The demand of one reader."""
-    return Demand("reader", resources.reader_cpus, knobs="resources.readers, .reader_cpus")
+    return Demand("reader", resources.reader_cpus, fields="resources.readers, .reader_cpus")
 
 
 def separates_live(experiment: Experiment) -> bool:
@@ -139,28 +139,29 @@ def demands(
         "validation task",
         resources.validation_cpus,
         resources.validation_gpus,
-        knobs="resources.validation_cpus, .validation_gpus, training.validation_every_steps",
+        fields="resources.validation_cpus, .validation_gpus, training.validation_every_steps",
     )
     for demand in (trainer, actor, validation):
         if demand.gpus > 1 and demand.gpus != int(demand.gpus):
             raise SepsceneError(
                 f"a {demand.role} requests {demand.gpus:g} GPUs, but above one only whole GPUs can be assigned: "
-                f"set a fraction below 1 or a whole number ({demand.knobs})"
+                f"set a fraction below 1 or a whole number ({demand.fields})"
             )
     data_task = Demand(
         "data task",
         max(DATA_TASK_CPUS, resources.reader_cpus),
-        knobs="the other demands (this one is fixed by Ray Data)",
+        fields="the other demands (this one is fixed by Ray Data)",
     )
-    driver = [Demand("trial driver", driver_cpus, knobs="the CPUs of the trial's driver")] if driver_cpus else []
-    return (
-        [trainer] * resources.trainer_counts[0]
-        + [actor] * (resources.separation_counts[0] if separates else 0)
-        + [reader_demand(resources)] * resources.readers
-        + [data_task]
-        + [validation] * validates
-        + driver
-    )
+    placed = [trainer] * resources.trainer_counts[0]
+    if separates:
+        placed += [actor] * resources.separation_counts[0]
+    placed += [reader_demand(resources)] * resources.readers
+    placed.append(data_task)
+    if validates:
+        placed.append(validation)
+    if driver_cpus:
+        placed.append(Demand("trial driver", driver_cpus, fields="the CPUs of the trial's driver"))
+    return placed
 
 
 def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
@@ -250,7 +251,7 @@ def check_placement(requested: Sequence[Demand], nodes: Sequence[Node]) -> None:
     kinds = {demand.role: demand for demand in sorted(waiting, key=lambda one: one.cpus)}
     lines = [
         f"  {unplaced[role]} of {total[role]} {role}s ({describe(demand)} each): {_reason(demand, nodes)}; "
-        f"change {demand.knobs}, or add nodes"
+        f"change {demand.fields}, or add nodes"
         for role, demand in kinds.items()
     ]
     raise SepsceneError(
@@ -312,7 +313,11 @@ def describe(demand: Demand) -> str:
 def unplaced(waiting: Sequence[Demand]) -> str:
     """`2 trainers (4 CPU, 1 GPU each)`: the demands that are not placed, equal ones grouped."""
     counts = Counter((demand.role, describe(demand)) for demand in waiting)
-    return ", ".join(f"{n} {role}{'s' * (n > 1)} ({needs} each)" for (role, needs), n in counts.items())
+    parts = []
+    for (role, needs), count in counts.items():
+        roles = f"{role}s" if count > 1 else role
+        parts.append(f"{count} {roles} ({needs} each)")
+    return ", ".join(parts)
 
 
 def _reason(demand: Demand, nodes: Sequence[Node]) -> str:

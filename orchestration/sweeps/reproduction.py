@@ -18,7 +18,7 @@ from sepscene.orchestration.sweeps.run_trials import parent_run, prepare_shared,
 from sepscene.orchestration.sweeps.trial_plan import Trial, processors_of
 from sepscene.orchestration.sweeps.trial_status import Outcome
 from sepscene.tasks.paper.beyond import BEYOND
-from sepscene.tasks.paper.claims import TWINS
+from sepscene.tasks.paper.claims import OTHER_NAMES
 
 BASELINE_ROW = "table2/mix-mix"
 """Its trials also evaluate the untrained encoder, which all rows are compared with."""
@@ -61,7 +61,7 @@ def reproduce(
             _trial(row, shared, seed)
             for seed in range(seeds)
             for row in experiments
-            if not _finished_as_twin(row, seed, folder)
+            if not _is_finished_under_other_name(row, seed, folder)
         ]
 
         files = SweepFolder(folder)
@@ -105,10 +105,10 @@ def _trial_name(row: str, seed: int) -> str:
     return f"{row.replace('/', '-')},seed={seed}"
 
 
-def _finished_as_twin(experiment: Experiment, seed: int, folder: Path) -> bool:
+def _is_finished_under_other_name(experiment: Experiment, seed: int, folder: Path) -> bool:
     """Whether the row is finished under its name in another table."""
-    twin = TWINS.get(experiment.name)
-    return twin is not None and SweepFolder(folder).trial(_trial_name(twin, seed)).finished.exists()
+    other_name = OTHER_NAMES.get(experiment.name)
+    return other_name is not None and SweepFolder(folder).trial(_trial_name(other_name, seed)).finished.exists()
 
 
 def _reproduced(results: RunResults, run_dir: str) -> ReproducedRun:

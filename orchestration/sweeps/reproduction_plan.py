@@ -7,7 +7,7 @@ from sepscene.models.spelling import unknown
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import COINCIDENCE_FIELDS, EXPERIMENTS, ROW_FIELDS, resolve
 from sepscene.tasks.paper.beyond import BEYOND
-from sepscene.tasks.paper.claims import PAPER_TABLES, TWINS
+from sepscene.tasks.paper.claims import OTHER_NAMES, PAPER_TABLES
 
 
 def planned_rows(tables: list[str], rows: list[str] | None) -> list[str]:
@@ -32,7 +32,7 @@ def planned_rows(tables: list[str], rows: list[str] | None) -> list[str]:
         if row not in names:
             raise SepsceneError(unknown(row, names, f"row of {', '.join(tables)}"))
     wanted = rows or names
-    return [name for n, name in enumerate(wanted) if TWINS.get(name) not in wanted[:n]]
+    return [name for n, name in enumerate(wanted) if OTHER_NAMES.get(name) not in wanted[:n]]
 
 
 def row_experiments(rows: list[str], scale: str, changes: dict[str, Any]) -> list[Experiment]:

@@ -199,7 +199,8 @@ class TrialEndCallback(ray.tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Also called for trials that a scheduler stops, but not when the budget is spent."""
-        percent, metric = (float(trial.last_result.get(key, math.nan)) for key in (PERCENT, METRIC))
+        percent = float(trial.last_result.get(PERCENT, math.nan))
+        metric = float(trial.last_result.get(METRIC, math.nan))
         folder = self._folder(trial)
         self._note(folder, folder.stopped, f"at {percent:.0f} % of its rows, with a validation kNN mAP of {metric:.3f}")
         self.ended()

@@ -52,10 +52,10 @@ class BudgetStopper(ray.tune.Stopper):
     The GPU-hours are computed from the folders of the trials and include those of earlier commands.
     """
 
-    def __init__(self, config: SweepConfig, folder: Path, begun: float) -> None:
+    def __init__(self, config: SweepConfig, folder: Path, started: float) -> None:
         self.budget = config.budget
         self.folder = folder
-        self.begun = begun
+        self.started = started
         self.checked = -math.inf
         self.spent = False
 
@@ -70,8 +70,10 @@ class BudgetStopper(ray.tune.Stopper):
             self.checked = now
             hours = self.budget.hours
             gpu_hours = self.budget.gpu_hours
-            self.spent = hours is not None and now - self.begun >= hours * 3600
-            self.spent |= gpu_hours is not None and self.gpu_hours() >= gpu_hours
+            if hours is not None and now - self.started >= hours * 3600:
+                self.spent = True
+            if gpu_hours is not None and self.gpu_hours() >= gpu_hours:
+                self.spent = True
         return self.spent
 
     def gpu_hours(self) -> float:
@@ -80,16 +82,16 @@ class BudgetStopper(ray.tune.Stopper):
         return sum(facts.gpus * held_seconds(run.path) for run, facts in runs if facts) / 3600
 
 
-def tuning_of(config: SweepConfig, space: Space, base: Experiment, folder: Path, begun: float) -> Tuning:
+def tuning_of(config: SweepConfig, space: Space, base: Experiment, folder: Path, started: float) -> Tuning:
     """The `Tuning` of a sweep, which continues from the trials in FOLDER.
 
     Args:
-        begun: start of the command (`time.monotonic()`).
+        started: start of the command (`time.monotonic()`).
 
     Raises:
         SepsceneError: when the sweep uses Optuna and it is not installed.
     """
-    stopper = BudgetStopper(config, folder, begun)
+    stopper = BudgetStopper(config, folder, started)
     scheduler: TrialScheduler | None = None
     if config.scheduler == "asha":
         scheduler = ASHAScheduler(
@@ -102,18 +104,24 @@ def tuning_of(config: SweepConfig, space: Space, base: Experiment, folder: Path,
         )
     if config.search != "optuna":
         return Tuning(scheduler, stopper=stopper)
-    known = [(facts, run.is_over) for run in SweepFolder(folder).runs() if (facts := facts_of(run))]
-    over = [facts for facts, is_over in known if is_over]
-    searcher = NewSettings(space, over, [facts for facts, is_over in known if not is_over], base.seed)
+    ended: list[TrialFacts] = []
+    unfinished: list[TrialFacts] = []
+    for run in SweepFolder(folder).runs():
+        facts = facts_of(run)
+        if facts and run.is_over:
+            ended.append(facts)
+        elif facts:
+            unfinished.append(facts)
+    searcher = OptunaSettings(space, ended, unfinished, base.seed)
     size = math.prod(math.inf if isinstance(values, Domain) else len(values) for values in space.values())
-    samples = int(min(config.budget.trials or 1, size)) - len(over)
+    samples = int(min(config.budget.trials or 1, size)) - len(ended)
     return Tuning(scheduler, searcher=searcher, base=base, samples=samples, stopper=stopper)
 
 
-class NewSettings(OptunaSearch):
+class OptunaSettings(OptunaSearch):
     """Optuna's TPE. Names each setting, suggests none twice, and starts with those of unfinished trials."""
 
-    def __init__(self, space: Space, over: list[TrialFacts], unfinished: list[TrialFacts], seed: int) -> None:
+    def __init__(self, space: Space, ended: list[TrialFacts], unfinished: list[TrialFacts], seed: int) -> None:
         try:
             import optuna
         except ImportError:
@@ -121,8 +129,8 @@ class NewSettings(OptunaSearch):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space = space
         self.seed = seed
-        self.names = {key_of(trial.chosen): trial.name for trial in [*over, *unfinished]}
-        self.suggested = {key_of(trial.chosen) for trial in over}
+        self.names = {key_of(trial.chosen): trial.name for trial in [*ended, *unfinished]}
+        self.suggested = {key_of(trial.chosen) for trial in ended}
         self.proposals: dict[str, str] = {}
         """Tune's trial id -> the id of the proposal in Optuna."""
         domains = {field: self._domain(values) for field, values in space.items()}
@@ -131,9 +139,9 @@ class NewSettings(OptunaSearch):
             metric=METRIC,
             mode="max",
             points_to_evaluate=[self._encoded(trial.chosen) for trial in unfinished],
-            seed=seed + len(over) + len(unfinished),  # a continued sweep must not repeat its first draws
+            seed=seed + len(ended) + len(unfinished),  # a continued sweep must not repeat its first draws
         )
-        for trial in over:
+        for trial in ended:
             if trial.metric is not None:
                 self.add_evaluated_point(self._encoded(trial.chosen), trial.metric)
 

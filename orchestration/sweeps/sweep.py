@@ -40,7 +40,7 @@ def sweep(
             another sweep.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    begun = time.monotonic()
+    begin = time.monotonic()
     base, space = config.checked()
     trials = plan_trials(config, base, space)
     config.save(folder)
@@ -48,7 +48,7 @@ def sweep(
     with parent_run(tracking_uri, folder, about, _params(config), console) as (tracker, tags):
         shared = prepare_shared(base, _processors(base, trials, space), folder, tracking_uri, console, tags)
         trials = plan_trials(config, shared, space)
-        tuning = tuning_of(config, space, shared, folder, begun)
+        tuning = tuning_of(config, space, shared, folder, begin)
 
         def write(found: list[Outcome]) -> SweepResults:
             results = SweepResults(
@@ -57,7 +57,7 @@ def sweep(
                 scale=base.scale,
                 command=command_line(),
                 started=started,
-                seconds=time.monotonic() - begun,
+                seconds=time.monotonic() - begin,
                 fields=tuple(space),
                 scheduler=describe_tuning(config),
                 trials=tuple(_result(outcome, folder) for outcome in found),

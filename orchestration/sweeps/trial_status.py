@@ -63,7 +63,7 @@ class Pace:
     """Estimates the remaining time from the rate at which trials have ended since the command started."""
 
     def __init__(self, found: list[Outcome]) -> None:
-        self.begun = time.monotonic()
+        self.started = time.monotonic()
         self.ended_before = _count_ended(found)
 
     def time_left(self, found: list[Outcome]) -> str:
@@ -73,7 +73,7 @@ class Pace:
         waiting = len(found) - ended_in_all
         if ended < 1 or not waiting:
             return ""
-        return f", about {max(1, round((time.monotonic() - self.begun) / ended * waiting / 60))} min left"
+        return f", about {max(1, round((time.monotonic() - self.started) / ended * waiting / 60))} min left"
 
 
 def _count_ended(found: list[Outcome]) -> int:

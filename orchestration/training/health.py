@@ -35,15 +35,15 @@ _CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 class Quarantine(Hook):
     """Records unusable clips in the ledger, and stops the run when there are too many."""
 
-    def __init__(self, ledger: Ledger, clips: int, most_share: float, device: torch.device) -> None:
+    def __init__(self, ledger: Ledger, clips: int, max_share: float, device: torch.device) -> None:
         """Args:
         clips: number of clips of the data set.
-        most_share: the share of them that can be unusable before the run stops.
+        max_share: the share of them that can be unusable before the run stops.
         device: where the process group communicates.
         """
         self.ledger = ledger
         self.clips = clips
-        self.most_share = most_share
+        self.max_share = max_share
         self.device = device
         self.faults: dict[str, str] = {}
         self.empty = 0  # consecutive global batches without a usable row
@@ -70,10 +70,10 @@ class Quarantine(Hook):
         first = f"the first: {uri}: {reason}"
         if self.empty >= EMPTY_BATCHES:
             step.fatal = step.fatal or f"no clip of {self.empty} consecutive batches can be used; {first}"
-        elif len(unusable) > self.most_share * self.clips:
+        elif len(unusable) > self.max_share * self.clips:
             step.fatal = step.fatal or (
                 f"{len(unusable)} of {self.clips} clips cannot be used, more than "
-                f"training.quarantine_share = {self.most_share:g}; {first}"
+                f"training.quarantine_share = {self.max_share:g}; {first}"
             )
 
 
@@ -83,14 +83,14 @@ class BadSteps(Hook):
     Such a step has the metric `bad` of a `Pretrainer`.
     """
 
-    def __init__(self, folder: StageFolder, bad_rows: list[list[int]], most: int) -> None:
+    def __init__(self, folder: StageFolder, bad_rows: list[list[int]], max_steps: int) -> None:
         """Args:
         bad_rows: the rows of each such step, including those before a restart; the worker appends to this list.
-        most: the run stops when there are more such steps.
+        max_steps: the run stops when there are more such steps.
         """
         self.folder = folder
         self.bad_rows = bad_rows
-        self.most = most
+        self.max_steps = max_steps
 
     def after_step(self, step: Step) -> None:
         """Report this step if it was skipped."""
@@ -98,13 +98,13 @@ class BadSteps(Hook):
             rows = self.bad_rows[-1]
             write_text_atomically(self.folder.bad_rows, json.dumps(self.bad_rows))  # for `sepscene replay`
             step.events.append(f"step {step.number} is skipped: {len(rows)} rows, the first is row {rows[0]}")
-        if len(self.bad_rows) > self.most:
+        if len(self.bad_rows) > self.max_steps:
             rows = self.bad_rows[-1]
             some = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
             step.fatal = step.fatal or (
                 f"{len(self.bad_rows)} steps had a NaN or infinite loss or gradient, more than training.bad_steps = "
-                f"{self.most}; rows of the last one: {some}. The rows of all of them are in {self.folder.bad_rows}; "
-                "`sepscene replay RUN` computes those of the last step again, one at a time"
+                f"{self.max_steps}; rows of the last one: {some}. The rows of all of them are in "
+                f"{self.folder.bad_rows}; `sepscene replay RUN` computes those of the last step again, one at a time"
             )
 
 

@@ -64,7 +64,7 @@ class Worker:
         self.network.load_state_dict(state.tensors["model"])
         self.optimizer.load_state_dict(state.tensors["optimizer"])
         self.step = state.step
-        self.ledger = state.ledger.try_again()
+        self.ledger = state.ledger.without_unread_rows()
         return state
 
 

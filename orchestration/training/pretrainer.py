@@ -27,7 +27,7 @@ from sepscene.tasks.losses.gradcache import accumulate, split_into_chunks
 from sepscene.tasks.losses.joint import JointLoss, JointObjective
 
 
-class Views(nn.Module):
+class ViewInputs(nn.Module):
     """Turns a batch of the stream into the encoder's inputs for both views, on the worker's device."""
 
     def __init__(self, experiment: Experiment) -> None:
@@ -87,7 +87,7 @@ class Pretrainer(Worker):
         checkpoint: continue from this checkpoint; None starts the training.
         """
         self.experiment = experiment
-        self.views = Views(experiment).to(device)
+        self.views = ViewInputs(experiment).to(device)
         start = experiment.training.start_encoder if checkpoint is None else None
         self.objective = prepared_objective(experiment, device, start)
         optimizer = adamw(self.objective, experiment.training, device)

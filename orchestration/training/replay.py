@@ -16,7 +16,7 @@ from sepscene.orchestration.records.files import read_typed
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import RunFolder, StageFolder, pretraining_stage
 from sepscene.orchestration.training.builders import build_objective
-from sepscene.orchestration.training.pretrainer import Views, pcm_pair
+from sepscene.orchestration.training.pretrainer import ViewInputs, pcm_pair
 from sepscene.orchestration.training.separator_training import read_ladder
 from sepscene.orchestration.training.stream import draws_of, schedule_of, service_settings
 from sepscene.tasks.datasets.readers import Manifest
@@ -70,7 +70,7 @@ def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replay
     make = ViewMaker(service_settings(experiment, checkpoints))
     newest = newest_intact(_stage_of(run_dir, experiment).path)
     objective = build_objective(experiment).eval()
-    views = Views(experiment)
+    views = ViewInputs(experiment)
     if newest is not None:
         objective.load_state_dict(read_checkpoint(newest).tensors["model"])
     found: list[Replayed] = []

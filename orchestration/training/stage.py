@@ -222,7 +222,7 @@ class Stage:
         if chosen is None:
             return Ledger(self.rows)
         recover_metrics(self.folder, steps_up_to(chosen))
-        return read_ledger(chosen).try_again()
+        return read_ledger(chosen).without_unread_rows()
 
     def _free_reserved(self) -> None:
         """Remove the placement group of the trainers of a controller that died.

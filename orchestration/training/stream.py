@@ -83,7 +83,7 @@ def view_stream(
     ledger: Ledger,
     store: SeparatedStore | None = None,
     crash_counts: CrashCounts | None = None,
-    shown: str = "",
+    run_name: str = "",
 ) -> Dataset:
     """The views of all rows that the ledger still lacks; evaluated lazily.
 
@@ -91,12 +91,12 @@ def view_stream(
         checkpoints: processor name -> separator folder.
         store: where separated clips are kept; None separates every row live.
         crash_counts: crash counts of clips that end their actor; without them, such a clip ends the run.
-        shown: is added to the names of the actors, to distinguish runs in Ray's dashboard.
+        run_name: is added to the names of the actors, to distinguish runs in Ray's dashboard.
     """
     training = experiment.training
     draws = draws_of(experiment, manifest, ledger)
     rows = _drawn_rows(draws, training.global_batch, training.service_rows, experiment.resources)
-    return _served(rows, experiment, checkpoints, store, crash_counts, separates_live(experiment), shown)
+    return _served(rows, experiment, checkpoints, store, crash_counts, separates_live(experiment), run_name)
 
 
 def prefill_stream(
@@ -122,14 +122,14 @@ def _served(
     store: SeparatedStore | None,
     crash_counts: CrashCounts | None,
     live: bool,
-    shown: str = "",
+    run_name: str = "",
 ) -> Dataset:
     """Process rows with draws by the readers, and by the separation actors if clips are separated `live`."""
     training = experiment.training
     resources = experiment.resources
     shared = {"settings": service_settings(experiment, checkpoints), "store": store, "crash_counts": crash_counts}
     read = rows.map_batches(
-        _named(ClipReader if live else ViewMaker, shown),
+        _named(ClipReader if live else ViewMaker, run_name),
         fn_constructor_kwargs=shared,
         batch_size=training.service_rows,
         compute=ActorPoolStrategy(size=resources.readers),
@@ -143,7 +143,7 @@ def _served(
         "clips_per_forward": resources.separation_batch,
     }
     return read.map_batches(
-        _named(SeparationService, shown),
+        _named(SeparationService, run_name),
         fn_constructor_kwargs=shared | on_device,
         batch_size=training.service_rows,
         compute=separation_pool(resources),
@@ -152,9 +152,9 @@ def _served(
     )
 
 
-def _named(actor: type, shown: str) -> type:
-    """A subclass whose name contains `shown`, because Ray Data identifies actors by their class name."""
-    return type(f"{actor.__name__} of {shown}", (actor,), {}) if shown else actor
+def _named(actor: type, run_name: str) -> type:
+    """A subclass whose name contains the run's, because Ray Data identifies actors by their class name."""
+    return type(f"{actor.__name__} of {run_name}", (actor,), {}) if run_name else actor
 
 
 def segment_stream(experiment: Experiment, manifest: Manifest, schedule: Schedule, ledger: Ledger) -> Dataset:

@@ -71,7 +71,8 @@ class StreamBalance(Hook):
             return
         step.metrics |= self.metrics()
         advice = self.advice()
-        step.events += [advice] if advice else []
+        if advice:
+            step.events.append(advice)
         dropped = step.metrics.get("store/dropped", 0)
         if dropped and not self.store_is_full:
             step.events.append(

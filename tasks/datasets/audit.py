@@ -29,7 +29,7 @@ _FAR = 20  # times the median: probably a recording that was not cut into clips
 _AT_ONCE = 1024  # recordings queued for the threads; ten million would take 10 GB
 _FIRST_LOOK_CLIPS = 24  # spread over the manifest
 
-_ODDITIES: dict[str, Callable[[Recording], bool]] = {
+_UNUSUAL: dict[str, Callable[[Recording], bool]] = {
     "silent, every sample is 0": lambda one: one.peak == 0,
     f"nearly silent, below {_QUIET_DB:g} dBFS": lambda one: one.peak > 0 and one.level_db < _QUIET_DB,
     "have channels that cancel each other in the mean; the loudest one is used": lambda one: one.cancels,
@@ -166,7 +166,7 @@ class Findings:
         """Hz; 0 if the recording cannot be used."""
         self.channels_R = np.zeros(recordings, np.uint16)
         self.oddities_R = np.zeros(recordings, np.uint16)
-        """One bit per entry of `_ODDITIES`."""
+        """One bit per entry of `_UNUSUAL`."""
         self.causes: dict[int, str] = {}
         """Why recordings cannot be used."""
 
@@ -174,16 +174,16 @@ class Findings:
         """Hash a recording and decode it to its end; threads can do this at the same time."""
         try:
             self.content_RB[number] = np.frombuffer(bytes.fromhex(content_hash(uri)), np.uint8)
-            self.enter(number, check_audio(uri))
+            self.add(number, check_audio(uri))
         except ClipError as error:
             self.causes[number] = error.cause
 
-    def enter(self, number: int, recording: Recording) -> None:
+    def add(self, number: int, recording: Recording) -> None:
         """Store the findings on a recording that can be used."""
         self.seconds_R[number] = recording.seconds
         self.sample_rate_R[number] = recording.sample_rate
         self.channels_R[number] = recording.channels
-        self.oddities_R[number] = sum(is_odd(recording) << bit for bit, is_odd in enumerate(_ODDITIES.values()))
+        self.oddities_R[number] = sum(is_odd(recording) << bit for bit, is_odd in enumerate(_UNUSUAL.values()))
 
     @property
     def usable_R(self) -> np.ndarray:
@@ -271,7 +271,7 @@ def _sound(
     """Unusual properties of the sound; a recording is counted once per property."""
     usable_R = found.usable_R
     longest = min(_LONG, _FAR * float(np.median(found.seconds_R[usable_R]))) if usable_R.any() else _LONG
-    odd = {what: (found.oddities_R >> bit) & 1 == 1 for bit, what in enumerate(_ODDITIES)}
+    odd = {what: (found.oddities_R >> bit) & 1 == 1 for bit, what in enumerate(_UNUSUAL)}
     odd[f"longer than {_LONG / 3600:g} h, or {_FAR} times the median"] = found.seconds_R > longest
     properties = []
     for what, odd_R in sorted(odd.items()):

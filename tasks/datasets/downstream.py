@@ -135,7 +135,9 @@ def _ends(rows: list[dict[str, Any]]) -> list[float | None]:
 def _read_hear(root: Root) -> Task:
     metadata = _json(root, "task_metadata.json")
     try:
-        kind, prediction, mode = (str(metadata[key]) for key in ("embedding_type", "prediction_type", "split_mode"))
+        kind = str(metadata["embedding_type"])
+        prediction = str(metadata["prediction_type"])
+        mode = str(metadata["split_mode"])
         name = f"{metadata['task_name']}-{metadata['version']}"
     except (KeyError, TypeError) as error:
         raise ManifestError(f"{root.location}/task_metadata.json: the field {error} is missing") from None
@@ -149,7 +151,10 @@ def _read_hear(root: Root) -> Task:
     for split in splits:
         if split.startswith("fold") if folded else split in ("train", "valid", "test"):
             sounds += _hear_sounds(root, split, audio, kind)
-    used = {label for sound in sounds for label in (*sound.labels, *(event.label for event in sound.events))}
+    used: set[str] = set()
+    for sound in sounds:
+        used.update(sound.labels)
+        used.update(event.label for event in sound.events)
     unknown = used - set(labels)
     if unknown:
         raise ManifestError(f"{root.location}/labelvocabulary.csv: lacks the label {min(unknown)!r} of a split")

@@ -44,7 +44,7 @@ def read_huggingface(root: Root) -> Manifest:
     for path in root.files(suffixes=[".arrow"]):
         if not any(path in files for files, _ in named.values()):
             root.leave_out("not listed in a state.json", path)
-    root.used.update(path for path in root.everything if posixpath.basename(path) in _INFO_FILES)
+    root.used.update(path for path in root.all_files if posixpath.basename(path) in _INFO_FILES)
     clips = (clip for files, split in named.values() for file in files for clip in _clips(root, file, split))
     return read_from(root, clips, "not inside an Arrow file")
 
@@ -71,7 +71,10 @@ def _clips(root: Root, file: str, split: str) -> Iterator[Clip]:
         for batch in batches_of(uri):
             if len(rows) + len(batch) > MAX_ROWS:
                 raise ValueError(f"it has more than {MAX_ROWS} rows")
-            rows += batch.select(columns).to_pylist() if columns else [{}] * len(batch)
+            if columns:
+                rows += batch.select(columns).to_pylist()
+            else:
+                rows += [{}] * len(batch)
     except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
         raise ManifestError(f"{uri}: cannot be read as Arrow ({error})") from error
     return clips_of_rows(file, uri, schema, rows, split)

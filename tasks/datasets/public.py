@@ -82,7 +82,7 @@ def read_audioset(root: Root) -> Manifest:
 
 def read_fsd50k(root: Root) -> Manifest:
     """FSD50K: the splits of the development set are `train` and `val`; the evaluation set is `test`."""
-    has_truth = root.holds("FSD50K.ground_truth/dev.csv")
+    has_truth = root.has_file("FSD50K.ground_truth/dev.csv")
     tables = "FSD50K.ground_truth/" if has_truth else "FSD50K.metadata/collection/collection_"
     clips = []
     absent = []

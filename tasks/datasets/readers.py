@@ -83,7 +83,7 @@ def _read_table(root: Root) -> Manifest:
     if root.is_file:
         root, name = root.folder()
     else:
-        names = [name for name in ("manifest.csv", "manifest.parquet") if root.holds(name)]
+        names = [name for name in ("manifest.csv", "manifest.parquet") if root.has_file(name)]
         if not names:  # a single table can have any name
             names = [path for path in root.files(suffixes=[".csv", ".parquet"]) if "/" not in path]
             if len(names) != 1:

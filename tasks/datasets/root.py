@@ -53,9 +53,13 @@ class Root:
         """Files that clips come from, and tables that were read, relative to the root."""
         local = local_path(location)
         self.is_local = local is not None
-        bare, mark, query = (location, "", "") if local is not None else location.partition("?")
-        self._query = mark + query  # of a remote filesystem, e.g. ?region=eu-west-1
-        self.location = bare.rstrip("/") if local is None else os.path.abspath(local)
+        if local is None:
+            bare, mark, query = location.partition("?")
+            self.location = bare.rstrip("/")
+            self._query = mark + query  # of a remote filesystem, e.g. ?region=eu-west-1
+        else:
+            self.location = os.path.abspath(local)
+            self._query = ""
         if not is_utf8(self.location):
             raise ManifestError(f"{as_utf8(location)}: its path is not UTF-8 text: rename the folder")
         try:
@@ -145,12 +149,12 @@ class Root:
         prefix = f"{under}/" if under else ""
         return [
             name
-            for name in self.everything
+            for name in self.all_files
             if name.startswith(prefix) and name.lower().endswith(wanted) and not is_hidden(name)
         ]
 
     @cached_property
-    def everything(self) -> list[str]:
+    def all_files(self) -> list[str]:
         """Paths of all files below the root, sorted; listed once.
 
         Raises:
@@ -196,7 +200,7 @@ class Root:
             return folder, [name]
         return self, self.files(suffixes=[suffix])
 
-    def holds(self, relative: str) -> bool:
+    def has_file(self, relative: str) -> bool:
         """Whether there is a file of that name."""
         info = self.filesystem.get_file_info(f"{self.path}/{relative}")
         return info.type == pyarrow.fs.FileType.File
@@ -258,10 +262,10 @@ class Root:
         name = f"{self.location}/{relative}"
         try:
             rows = [parse_json(line) for line in self.text(relative).splitlines() if line.strip()]
-            there = sorted({str(key) for row in rows for key, _ in row.items()})
+            columns = sorted({str(key) for row in rows for key, _ in row.items()})
         except (ValueError, AttributeError) as error:
             raise ManifestError(f"{name}: cannot be read as a table ({error})") from error
-        self._check_columns(name, there, needed)
+        self._check_columns(name, columns, needed)
         for number, row in enumerate(rows, first_row(relative)):
             for column in needed:
                 if row.get(column) is None and column not in empty:
@@ -269,13 +273,13 @@ class Root:
         return rows
 
     @staticmethod
-    def _check_columns(name: str, there: Sequence[str], needed: Sequence[str]) -> None:
-        missing = [column for column in needed if column not in there]
-        repeated = sorted(column for column, count in Counter(there).items() if count > 1 and column)
+    def _check_columns(name: str, columns: Sequence[str], needed: Sequence[str]) -> None:
+        missing = [column for column in needed if column not in columns]
+        repeated = sorted(column for column, count in Counter(columns).items() if count > 1 and column)
         if repeated:
             raise ManifestError(f"{name}: column {', '.join(map(repr, repeated))} is repeated; keep one")
         if missing:
-            has = ", ".join(map(str, there)) or "nothing"
+            has = ", ".join(map(str, columns)) or "nothing"
             raise ManifestError(f"{name}: column {', '.join(missing)} is missing; the table has {has}")
 
     def leave_out(self, reason: str, relative: str) -> None:
@@ -289,7 +293,7 @@ class Root:
         Args:
             unused: the reason for audio files without a clip.
         """
-        for name in self.everything if self._is_surveyed() else ():
+        for name in self.all_files if self._is_surveyed() else ():
             if name not in self.used:
                 self.skipped.add(_reason(name, unused), name)
         return self.skipped.entries()

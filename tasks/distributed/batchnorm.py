@@ -137,9 +137,10 @@ class _Normalise(torch.autograd.Function):
         # dx = scale * (dy - mean(dy) - x_hat * mean(dy * x_hat)), as scale * dy + slope * x + offset: two passes.
         slope_C = -scale_C * sums[0] / ctx.count * torch.rsqrt(variance_C + ctx.eps)
         offset_C = -scale_C * sums[1] / ctx.count - slope_C * mean_C
-        scale, slope, offset = (
-            factor_C.to(x.dtype).view(1, -1, *[1] * (x.dim() - 2)) for factor_C in (scale_C, slope_C, offset_C)
-        )
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        scale = scale_C.to(x.dtype).view(shape)
+        slope = slope_C.to(x.dtype).view(shape)
+        offset = offset_C.to(x.dtype).view(shape)
         dx = torch.addcmul(offset, x, slope).addcmul_(gradients[0], scale)
         # The parameters' gradients stay local: DistributedDataParallel averages them.
         affine = (None, None) if weight is None else (d_weight, d_bias)

@@ -69,7 +69,8 @@ def knn_probe(train_h_BD: Floats, train_targets_BK: Bools, test_h_BD: Floats, ne
     processed at a time is chosen so that their similarities to all training clips, and their neighbours' labels, fit
     into 256 MB.
     """
-    train_BD, test_BD = (_unit(h_BD) for h_BD in (train_h_BD, test_h_BD))
+    train_BD = _unit(train_h_BD)
+    test_BD = _unit(test_h_BD)
     targets_BK = torch.from_numpy(np.ascontiguousarray(train_targets_BK))
     voters = min(neighbours, len(train_BD))
     floats_per_clip = max(len(train_BD), voters * targets_BK.shape[1])

@@ -162,7 +162,8 @@ def _ranking(score_B: Floats, target_B: Bools, weights_BR: Floats) -> tuple[Floa
     own_PR = weights_BR[target_B]
     above = _sums(group_B, group_B >= 0, len(thresholds), weights_BR)
     hits = _sums(group_P, group_P >= 0, len(thresholds), own_PR)
-    above_PR, hits_PR = (np.cumsum(part[::-1], axis=0)[::-1][group_P] for part in (above, hits))
+    above_PR = np.cumsum(above[::-1], axis=0)[::-1][group_P]
+    hits_PR = np.cumsum(hits[::-1], axis=0)[::-1][group_P]
     tied_B = ~target_B & (group_B >= 0) & (thresholds[np.maximum(group_B, 0)] == score_B)
     not_below_PR = above_PR - hits_PR
     if tied_B.any():

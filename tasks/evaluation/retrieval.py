@@ -65,7 +65,8 @@ def choose(targets_BK: Bools, clips: int, seed: int) -> list[tuple[Rows, Rows]]:
     for k, target_B in enumerate(targets_BK.T):
         # One generator per class: the choice does not depend on the other classes.
         generator = np.random.default_rng((seed, k))
-        positive, negative = (generator.permutation(np.flatnonzero(kind))[:clips] for kind in (target_B, ~target_B))
+        positive = generator.permutation(np.flatnonzero(target_B))[:clips]
+        negative = generator.permutation(np.flatnonzero(~target_B))[:clips]
         chosen.append((positive, negative))
     return chosen
 

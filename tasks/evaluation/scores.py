@@ -319,14 +319,12 @@ def _class_table(predictions: Predictions, folds: list[_Fold]) -> tuple[ClassMet
         of_folds = [fold.per_class[name] for fold in folds if name in fold.per_class]
         per_class[name] = np.ma.masked_invalid(of_folds).mean(axis=0).filled(np.nan)  # NaN where no fold has it
     positives_K = predictions.targets_BK.sum(axis=0)
-    return tuple(
-        ClassMetrics(
-            name,
-            int(positives_K[k]),
-            {metric: float(values_K[k]) for metric, values_K in per_class.items() if not np.isnan(values_K[k])},
-        )
-        for k, name in enumerate(predictions.classes)
-    )
+    rows = []
+    for k, name in enumerate(predictions.classes):
+        values = {metric: float(values_K[k]) for metric, values_K in per_class.items()}
+        known = {metric: value for metric, value in values.items() if not np.isnan(value)}
+        rows.append(ClassMetrics(name, int(positives_K[k]), known))
+    return tuple(rows)
 
 
 def _trained(epochs: list[int], clips: int) -> str:

@@ -92,7 +92,8 @@ def _standardised(train_h_BD: Floats, test_h_BD: Floats) -> tuple[Tensor, Tensor
     mean_D = train_h_BD.mean(axis=0, dtype=np.float64)
     # A constant dimension stays (nearly) zero instead of being scaled up.
     deviation_D = np.maximum(train_h_BD.std(axis=0, dtype=np.float64), 1e-6)
-    train, test = ((h_BD - mean_D) / deviation_D for h_BD in (train_h_BD, test_h_BD))
+    train = (train_h_BD - mean_D) / deviation_D
+    test = (test_h_BD - mean_D) / deviation_D
     return torch.from_numpy(train.astype(np.float32)), torch.from_numpy(test.astype(np.float32))
 
 

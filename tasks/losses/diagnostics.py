@@ -36,7 +36,8 @@ def diagnose(result: JointLoss, head: CoincidenceHead | None = None) -> dict[str
         Metrics that are undefined are omitted: most need at least two pairs.
     """
     metrics: dict[str, float] = {}
-    z_1, z_2 = (unit_rows(z[:MAX_ROWS]) for z in (result.z_1_NZ, result.z_2_NZ))
+    z_1 = unit_rows(result.z_1_NZ[:MAX_ROWS])
+    z_2 = unit_rows(result.z_2_NZ[:MAX_ROWS])
     if len(z_1) >= 2:
         metrics |= similarity_metrics(z_1, z_2)
     h_BD = torch.cat([result.h_1_nD[:MAX_ROWS], result.h_2_nD[:MAX_ROWS]])

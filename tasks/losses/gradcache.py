@@ -25,12 +25,12 @@ from sepscene.tasks.distributed.gather import world_size
 from sepscene.tasks.losses.joint import JointLoss, JointObjective
 
 
-def split_into_chunks(views_BLF: Sequence[Tensor], chunk_rows: int, most_rows: int) -> list[tuple[Tensor, ...]]:
-    """Split the views into chunks of `chunk_rows` rows: as many chunks as `most_rows` rows need; some can be empty.
+def split_into_chunks(views_BLF: Sequence[Tensor], chunk_rows: int, max_rows: int) -> list[tuple[Tensor, ...]]:
+    """Split the views into chunks of `chunk_rows` rows: as many chunks as `max_rows` rows need; some can be empty.
 
-    `most_rows` is the same on all workers, so all get the same number of chunks, even if they have fewer rows.
+    `max_rows` is the same on all workers, so all get the same number of chunks, even if they have fewer rows.
     """
-    starts = range(0, most_rows, chunk_rows)
+    starts = range(0, max_rows, chunk_rows)
     return [tuple(view[start : start + chunk_rows] for view in views_BLF) for start in starts]
 
 

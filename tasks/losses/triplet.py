@@ -34,7 +34,9 @@ def triplet_loss(
     """
     global_2_ND = z_2_nD if global_2_ND is None else global_2_ND
     total = global_2_ND.shape[0]
-    anchor, positive, others = (unit_rows(z) for z in (z_1_nD, z_2_nD, global_2_ND))
+    anchor = unit_rows(z_1_nD)
+    positive = unit_rows(z_2_nD)
+    others = unit_rows(global_2_ND)
     if total < 2:
         return 0.0 * (anchor.sum() + positive.sum() + others.sum())
     to_positive_n = (anchor - positive).square().sum(1)

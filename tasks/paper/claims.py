@@ -100,7 +100,7 @@ SAME_EXPERIMENT = {
 }
 """Rows of two tables that are the same experiment under two names: metrics of either are valid for both."""
 
-TWINS = {**SAME_EXPERIMENT, **{second: first for first, second in SAME_EXPERIMENT.items()}}
+OTHER_NAMES = {**SAME_EXPERIMENT, **{second: first for first, second in SAME_EXPERIMENT.items()}}
 """The other name of a row that two tables share."""
 
 

@@ -171,7 +171,8 @@ class TestCorrupt:
             assert caught.value.uri == str(path) and str(path) in str(caught.value)
 
     def test_flipped_bytes_never_raise_anything_else(self, tmp_path: Path) -> None:
-        rng, path = np.random.default_rng(4), tmp_path / "a.bin"
+        rng = np.random.default_rng(4)
+        path = tmp_path / "a.bin"
         sounds = [encoded(format, wave=sine(16_000, 0.2)) for format in ("WAV", "FLAC", "OGG", "MP3", "AIFF")]
         for _ in range(150):
             data = bytearray(sounds[int(rng.integers(len(sounds)))])
@@ -235,7 +236,8 @@ class TestLocations:
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
             link = tarfile.TarInfo("link.wav")
-            link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            link.type = tarfile.SYMTYPE
+            link.linkname = "/etc/passwd"
             tar.addfile(link)
         assert sorted(tar_members(str(archive))) == ["a/b.wav", "c.wav"]
         assert len(read_audio(f"{archive}#a/b.wav", 16_000)) == 32_000
@@ -310,7 +312,8 @@ class TestLocations:
 
 class TestContentHash:
     def test_follows_the_bytes_not_the_name(self, tmp_path: Path) -> None:
-        a, b = _written(tmp_path / "a.wav", WAV), _written(tmp_path / "b.wav", WAV)
+        a = _written(tmp_path / "a.wav", WAV)
+        b = _written(tmp_path / "b.wav", WAV)
         c = _written(tmp_path / "c.wav", WAV[:-1] + b"\1")
         assert content_hash(a) == content_hash(b) != content_hash(c)
         assert len(content_hash(a)) == 64

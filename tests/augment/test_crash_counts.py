@@ -60,7 +60,8 @@ def test_a_success_resets_the_crash_count(tmp_path: Path) -> None:
     def killed(columns: Columns) -> Columns:
         raise KilledFromOutside
 
-    crash_counts, innocent = CrashCounts(tmp_path), block() | {"uri": np.array(["a", "b", "c"], object)}
+    crash_counts = CrashCounts(tmp_path)
+    innocent = block() | {"uri": np.array(["a", "b", "c"], object)}
     for _ in range(2):
         for _ in range(2):  # the block, then its first clip alone
             with pytest.raises(KilledFromOutside):

@@ -58,7 +58,8 @@ def test_another_seed_gives_other_draws() -> None:
 @pytest.mark.parametrize("delta", [0, 100, 160_000])
 def test_crops_stay_inside_the_clip_and_within_the_distance(delta: int) -> None:
     u1, u2 = np.random.default_rng(0).random((2, 10_000))
-    u1[:2], u2[:2] = [0, 1 - 2**-53], [1 - 2**-53, 0]
+    u1[:2] = [0, 1 - 2**-53]
+    u2[:2] = [1 - 2**-53, 0]
     start_1, start_2 = crop_starts(u1, u2, 160_000, 15_360, delta)
     for start in (start_1, start_2):
         assert start.min() >= 0 and start.max() <= 160_000 - 15_360

@@ -98,7 +98,8 @@ def test_the_processor_follows_the_curriculum() -> None:
 
 
 def test_a_curriculum_changes_nothing_but_the_processor() -> None:
-    schedule, rows = Schedule(seed=1, clips=100, epochs=2), np.arange(200)
+    schedule = Schedule(seed=1, clips=100, epochs=2)
+    rows = np.arange(200)
     plain = Views(combination=LADDER.combination).draw(schedule, rows)
     for name, column in LADDER.draw(schedule, rows).items():
         assert name == "processor" or (column == plain[name]).all()

@@ -126,7 +126,7 @@ def test_the_command_line_accepts_every_command(name: str, words: list[str]) -> 
     if rest and rest != ["--help"]:  # otherwise only the command's name is mentioned
         given = command.make_context(words[1], list(rest)).params
         if words[1] == "submit":
-            submission_of(given["words"])
+            submission_of(typer.main.get_command(app), given["words"])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -141,7 +141,8 @@ def test_no_template_listens_on_all_interfaces_or_contains_a_secret(path: Path) 
 @pytest.mark.parametrize("name", LAUNCHER)
 def test_ray_starts_with_a_token_and_its_dashboard_on_loopback(name: str) -> None:
     tree = yaml.safe_load((CLUSTERS / name).read_text())
-    head, worker = tree["head_start_ray_commands"][-1], tree["worker_start_ray_commands"][-1]
+    head = tree["head_start_ray_commands"][-1]
+    worker = tree["worker_start_ray_commands"][-1]
     assert "RAY_AUTH_MODE=token" in head and "RAY_AUTH_MODE=token" in worker
     assert "--dashboard-host=127.0.0.1" in head
     assert any(target.endswith(".ray/auth_token") for target in tree["file_mounts"])

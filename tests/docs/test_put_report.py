@@ -11,7 +11,8 @@ put_into = runpy.run_path(str(Path(__file__).resolve().parents[2] / "docs" / "pu
 
 
 def test_a_report_is_inserted_between_its_markers_and_replaced(tmp_path: Path) -> None:
-    page, report = tmp_path / "results.md", tmp_path / "report.md"
+    page = tmp_path / "results.md"
+    report = tmp_path / "report.md"
     page.write_text("# Results\n\nOurs.\n\n<!-- begin a -->\nold\n<!-- end a -->\n\nAfter.\n")
     report.write_text("# Title\n\n```\n# no heading\n```\n\n## Part\n")
     put_into(page, "a", report)
@@ -26,7 +27,8 @@ def test_a_report_is_inserted_between_its_markers_and_replaced(tmp_path: Path) -
 
 
 def test_a_page_with_only_one_marker_is_not_changed(tmp_path: Path) -> None:
-    page, report = tmp_path / "results.md", tmp_path / "report.md"
+    page = tmp_path / "results.md"
+    report = tmp_path / "report.md"
     page.write_text("# Results\n<!-- begin a -->\n")
     report.write_text("# Title\n")
     with pytest.raises(SepsceneError, match="once each, or neither"):

@@ -12,7 +12,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from sepscene.orchestration.cli.main import app
-from sepscene.orchestration.cli.submission import _parsed
+from sepscene.orchestration.cli.submission import parsed_command
 from tests.docs.test_log import anchor
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -47,7 +47,7 @@ def test_command_of_the_tutorial_and_the_readme_parses(command: str) -> None:
         group = found
     params = group.make_context("sepscene", words).params
     if name == "submit":  # `submit` accepts any words and parses the command among them later
-        _parsed(params["words"])
+        parsed_command(get_command(app), params["words"])
 
 
 def test_the_tutorial_covers_every_step() -> None:

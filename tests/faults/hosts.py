@@ -145,11 +145,14 @@ def small_experiment(folder: Path, pools: bool) -> Experiment:
 
 def small_run(experiment: Experiment, folder: Path, run_id: str) -> Any:
     """The job that pre-trains `experiment` in FOLDER/runs, as created by `sepscene submit`."""
+    import typer
+
+    from sepscene.orchestration.cli.main import app
     from sepscene.orchestration.cli.submission import submission_of
 
     experiment.save(folder / "mine.yaml")
     command = ["pretrain", str(folder / "mine.yaml"), "--storage", str(folder / "runs"), "--run-id", run_id]
-    return submission_of([*command, "--no-evaluate"])
+    return submission_of(typer.main.get_command(app), [*command, "--no-evaluate"])
 
 
 def client(folder: Path) -> None:

@@ -38,7 +38,7 @@ def with_resources(experiment: Experiment, **changes: Any) -> Experiment:
     return experiment.changed({f"resources.{name}": value for name, value in changes.items()})
 
 
-def test_the_separators_node_dies(
+def test_a_run_continues_on_another_node_when_the_separators_node_dies(
     nano: Experiment, train_clips: Manifest, scenes_dir: Path, ladder: dict[str, str], tmp_path: Path
 ) -> None:
     configure_data(ordered=True)

@@ -34,7 +34,10 @@ IN_CI = {
 def _cases() -> Iterator[object]:
     for case in product(SOURCES, (1, 3), (1, 2, 4), (False, True)):
         marks = () if case in IN_CI else (pytest.mark.faults_long,)
-        name = "{}-{}actors-{}trainers{}".format(*case[:3], "-killed" * case[3])
+        source, actors, trainers, killed = case
+        name = f"{source}-{actors}actors-{trainers}trainers"
+        if killed:
+            name += "-killed"
         yield pytest.param(*case, marks=marks, id=name)
 
 

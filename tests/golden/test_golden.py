@@ -23,7 +23,9 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.training.pretrainer import Pretrainer
 
 VALUES = Path(__file__).with_name("values.json")
-CLIPS, STEPS, ROWS = 24, 4, 8
+CLIPS = 24
+STEPS = 4
+ROWS = 8
 
 
 def measured(nano: Experiment, folder: Path) -> dict[str, object]:
@@ -34,7 +36,8 @@ def measured(nano: Experiment, folder: Path) -> dict[str, object]:
     schedule = Schedule(seed=experiment.seed, clips=CLIPS, epochs=4)
     maker = ViewMaker(ServiceSettings(views=experiment.views, audio=AudioFormat(clip_seconds=2.0), checkpoints={}))
     trainer = Pretrainer(experiment, CLIPS, torch.device("cpu"))
-    digests, losses = {}, []
+    digests = {}
+    losses = []
     for step in range(STEPS):
         draws = experiment.views.draw(schedule, np.arange(step * ROWS, (step + 1) * ROWS))
         digests |= {f"{name} {step}": _digest(column) for name, column in draws.items()}

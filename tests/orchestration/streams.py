@@ -56,11 +56,13 @@ def collect(
 
 def by_hand(experiment: Experiment, clips: Manifest, ladder: dict[str, str]) -> Checksums:
     """The pairs of the whole schedule, computed in this process clip by clip, without the service."""
-    views, audio = experiment.views, experiment.audio
+    views = experiment.views
+    audio = experiment.audio
     schedule = schedule_of(experiment, len(clips.clips))
     draws = views.draw(schedule, np.arange(schedule.rows))
     start_1, start_2 = view_starts(draws, views, audio.samples, audio.sample_rate)
-    samples, uris = patch_samples(views, audio.sample_rate), clips.clips["uri"].to_pylist()
+    samples = patch_samples(views, audio.sample_rate)
+    uris = clips.clips["uri"].to_pylist()
     separators = [fast_separator(load_separator(ladder[name])) for name in views.combination]
     rows = []
     for r in range(schedule.rows):

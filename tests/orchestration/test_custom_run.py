@@ -105,7 +105,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     place = tmp_path_factory.mktemp("installed")
     clean = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    checkout, example = place / "sepscene", place / "mylab"
+    checkout = place / "sepscene"
+    example = place / "mylab"
     for folder in ("sepscene", *FOLDERS):
         shutil.copytree(ROOT / folder, checkout / folder, ignore=clean)
     for file in ("pyproject.toml", "README.md", "LICENSE"):

@@ -128,7 +128,8 @@ def test_vicreg_trains_an_encoder_and_its_metric_is_the_loss(nano: Experiment) -
         {"objective": {"terms": {"vicreg": {}, "coincidence": {"weight": 0.5}}, "head_hidden": 8}}
     )
     check_parts(experiment)
-    one, fresh = Pretrainer(experiment, 24, CPU), build_objective(experiment)
+    one = Pretrainer(experiment, 24, CPU)
+    fresh = build_objective(experiment)
     step = consumed(one, batch(0))
     assert step["loss"] == pytest.approx(step["vicreg"] + 0.5 * step["coincidence"], rel=1e-6)
     h = [torch.randn(8, 16) for _ in range(2)]

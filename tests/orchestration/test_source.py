@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
 from sepscene.models.config import SepsceneError
 from sepscene.models.names import trust_code
+from sepscene.orchestration.cli.main import app
 from sepscene.orchestration.cli.submission import submission_of
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.runtime.jobs import staged
@@ -35,9 +37,9 @@ def test_a_submitted_job_contains_the_code_and_the_trust(
     words = [command, str(tmp_path / "own.yaml")]
     words += ["--over", "encoder.use=cnn14,joblab.nets:MelNet"] if command == "sweep" else []
     with pytest.raises(SepsceneError, match="is code that does not come with"):
-        submission_of(words)
+        submission_of(typer.main.get_command(app), words)
     trust_code("joblab.nets:MelNet")
-    submission = submission_of(words)
+    submission = submission_of(typer.main.get_command(app), words)
     assert submission.code == ("joblab.nets:MelNet",)
     assert submission.environment["SEPSCENE_TRUSTED_CODE"] == "joblab.nets:MelNet"
     with staged(submission) as folder:

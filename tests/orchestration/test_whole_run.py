@@ -119,10 +119,8 @@ def test_everything_is_in_mlflow(finished: tuple[Path, str, str]) -> None:
     ]  # fmt: skip
     assert {"1_loss/loss", "4_training/quarantined", "6_balance/silent_share", "6_balance/waiting_share"} <= set(ours)
     assert trained.params == parent.data.params
-    stages, quantities = (
-        ("readers", "separation", "trainers"),
-        ("busy", "rows_per_second", "queue_blocks", "bytes_per_second"),
-    )
+    stages = ("readers", "separation", "trainers")
+    quantities = ("busy", "rows_per_second", "queue_blocks", "bytes_per_second")
     both = {(stage, name) for stage in stages for name in quantities} - {("trainers", name) for name in quantities[2:]}
     assert {f"6_balance/{stage}_{name}" for stage, name in both} <= trained.metrics.keys()  # written at the end
     assert {f"5_pace/{stage}_{name}" for stage, name in both} <= trained.metrics.keys()  # written during training

@@ -1,6 +1,6 @@
 // One sound plays at a time. Another sound of the same block continues at the same position, for comparison. A click on a
 // picture jumps to that position. Sounds are loaded when they are first played.
-const SILENT_DB = -60, MOST_QUIETER_DB = 18;
+const SILENT_DB = -60, MAX_ATTENUATION_DB = 18;
 const loop = document.querySelector("#loop"), match = document.querySelector("#match");
 let playing = null;
 
@@ -58,11 +58,11 @@ class Player {
   }
 }
 
-class Block {
+class Section {
   constructor(element) {
     this.players = [...element.querySelectorAll(".player")].map((each) => new Player(each, this));
     const levels = this.players.map((player) => player.level).filter((level) => level > SILENT_DB);
-    this.target = Math.max(Math.min(...levels), Math.max(...levels) - MOST_QUIETER_DB);
+    this.target = Math.max(Math.min(...levels), Math.max(...levels) - MAX_ATTENUATION_DB);
     this.other = this.players[Number(element.dataset.second)] || this.players[1];
     const swap = element.querySelector(".swap");
     swap.hidden = this.players.length < 2;
@@ -72,13 +72,13 @@ class Block {
     });
   }
 
-  // Louder sounds are turned down to the level of the quietest one, by at most MOST_QUIETER_DB.
+  // Louder sounds are turned down to the level of the quietest one, by at most MAX_ATTENUATION_DB.
   volume(level) {
     return Math.min(1, 10 ** ((this.target - level) / 20));
   }
 }
 
-const blocks = [...document.querySelectorAll(".block")].map((element) => new Block(element));
+const blocks = [...document.querySelectorAll(".block")].map((element) => new Section(element));
 for (const tool of [loop, match]) {
   tool.addEventListener("change", () => {
     if (!playing) return;

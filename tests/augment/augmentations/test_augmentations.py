@@ -22,7 +22,10 @@ from sepscene.augment.draws import Schedule, Stream, draw
 from sepscene.models.config import Config, SepsceneError
 from sepscene.models.names import AUGMENTATIONS
 
-FRAMES, BANDS, SAMPLES, ROWS = 24, 16, 200, 40
+FRAMES = 24
+BANDS = 16
+SAMPLES = 200
+ROWS = 40
 SCHEDULE = Schedule(seed=3, clips=ROWS, epochs=2)
 ALL = {"gain": {}, "mix-back": {}, "crop-resize": {}, "specaugment": {"time_mask_frames": 4, "warp_frames": 2}}
 
@@ -52,13 +55,15 @@ def _mix_back(wave: np.ndarray, u: np.ndarray, mixture: np.ndarray) -> np.ndarra
 def _crop_resize(patch: np.ndarray, u: np.ndarray, mixture: np.ndarray) -> np.ndarray:
     """Bilinear, cell by cell, in float64."""
     frames, bands = patch.shape
-    long, high = 0.6 + 0.4 * u[0], 0.6 + 0.4 * u[2]
+    long = 0.6 + 0.4 * u[0]
+    high = 0.6 + 0.4 * u[2]
     out = np.empty_like(patch)
     for frame in range(frames):
         for band in range(bands):
             t = u[1] * (1 - long) * (frames - 1) + frame * long
             f = u[3] * (1 - high) * (bands - 1) + band * high
-            t0, f0 = min(int(t), frames - 2), min(int(f), bands - 2)
+            t0 = min(int(t), frames - 2)
+            f0 = min(int(f), bands - 2)
             square = patch[t0 : t0 + 2, f0 : f0 + 2]
             out[frame, band] = np.array([1 - t + t0, t - t0]) @ square @ np.array([1 - f + f0, f - f0])
     return out
@@ -66,7 +71,8 @@ def _crop_resize(patch: np.ndarray, u: np.ndarray, mixture: np.ndarray) -> np.nd
 
 @pytest.mark.parametrize(("name", "slow"), [("gain", _gain), ("mix-back", _mix_back), ("crop-resize", _crop_resize)])
 def test_each_equals_the_slow_loop(name: str, slow: object) -> None:
-    given, drawn = {name: {}}, columns({name: {}})
+    given = {name: {}}
+    drawn = columns({name: {}})
     built = build_augmentation(name, chosen(given)[name.replace("-", "_")])
     sound = sounds((SAMPLES,) if built.needs.sound == "waveform" else (FRAMES, BANDS))
     mixture = sounds((SAMPLES,)).flip(0) if built.needs.mixture else torch.zeros(ROWS, 2, 1)
@@ -132,8 +138,11 @@ def test_a_share_of_the_run_is_a_share_of_its_rows() -> None:
 def test_views_do_not_depend_on_the_split_of_rows_over_workers() -> None:
     """Halves, uneven parts and single rows give bit-identical views to the whole batch."""
     given = {name: {**settings, "probability": 0.5} for name, settings in ALL.items()}  # type: ignore[dict-item]
-    augment, drawn = Augmenter(chosen(given)), columns(given)
-    wave, logmel, mixture = sounds((SAMPLES,)).float(), sounds((FRAMES, BANDS)).float(), sounds((SAMPLES,)).float() + 1
+    augment = Augmenter(chosen(given))
+    drawn = columns(given)
+    wave = sounds((SAMPLES,)).float()
+    logmel = sounds((FRAMES, BANDS)).float()
+    mixture = sounds((SAMPLES,)).float() + 1
 
     def views(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         mine = {name: column[rows] for name, column in drawn.items()}
@@ -150,7 +159,8 @@ def test_views_do_not_depend_on_the_split_of_rows_over_workers() -> None:
 
 
 def test_the_augmenter_applies_specaugment_to_each_view() -> None:
-    drawn, logmel = columns({"specaugment": {}}), sounds((96, 64)).float()
+    drawn = columns({"specaugment": {}})
+    logmel = sounds((96, 64)).float()
     uniforms = torch.from_numpy(drawn["specaugment_u"]).unflatten(1, (2, -1))
     specaugment = SpecAugmentation(SpecAugment())
     expected = torch.stack([specaugment(logmel[:, view], uniforms[:, view], None) for view in range(2)], dim=1)

@@ -9,14 +9,16 @@ import torch
 from sepscene.augment.augmentations.settings import SpecAugment
 from sepscene.augment.augmentations.specaugment import SpecAugmentation
 
-FRAMES, BANDS = 96, 64
+FRAMES = 96
+BANDS = 64
 PLAIN = SpecAugmentation(SpecAugment())
 
 
 def _slow(patch: np.ndarray, u: np.ndarray, settings: SpecAugment) -> np.ndarray:
     """One patch, cell by cell, in float64."""
     frames, bands = patch.shape
-    w, last = settings.warp_frames, frames - 1
+    w = settings.warp_frames
+    last = frames - 1
     out = patch.copy()
     if w:
         centre = w + 1 + u[8] * (frames - 2 * w - 3)
@@ -39,7 +41,8 @@ def _slow(patch: np.ndarray, u: np.ndarray, settings: SpecAugment) -> np.ndarray
 
 def test_equals_the_slow_loop() -> None:
     rng = np.random.default_rng(0)
-    patches, uniforms = rng.standard_normal((40, FRAMES, BANDS)), rng.random((40, 10))
+    patches = rng.standard_normal((40, FRAMES, BANDS))
+    uniforms = rng.random((40, 10))
     fast = PLAIN(torch.from_numpy(patches), torch.from_numpy(uniforms), None).numpy()
     slow = np.stack([_slow(p, u, SpecAugment()) for p, u in zip(patches, uniforms, strict=True)])
     np.testing.assert_allclose(fast, slow, atol=1e-12)
@@ -48,7 +51,8 @@ def test_equals_the_slow_loop() -> None:
 @pytest.mark.parametrize("rows", [1, 7, 33, 255])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_row_is_the_same_in_any_batch(rows: int, device: str) -> None:
-    patches, uniforms = torch.randn(300, FRAMES, BANDS, device=device), torch.rand(300, 10, device=device)
+    patches = torch.randn(300, FRAMES, BANDS, device=device)
+    uniforms = torch.rand(300, 10, device=device)
     whole = PLAIN(patches, uniforms, None)
     for start in range(0, 300 - rows + 1, max(rows, 22)):
         some = slice(start, start + rows)

@@ -89,7 +89,8 @@ def test_a_sharp_score_determines_the_channel_and_no_other_draw(checkpoints: dic
     plain = settings(checkpoints, "uniform")
     sharp = settings(checkpoints, {"use": "scorelab.nets:quietest", "sharpness": 50.0})
     rows = block(tmp_path, plain.views)
-    first, second = live(plain, rows), live(sharp, block(tmp_path, sharp.views))
+    first = live(plain, rows)
+    second = live(sharp, block(tmp_path, sharp.views))
     for name in ("clip", "processor", "specaugment_u", "view_1"):
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
     assert (first["channel_2"] != second["channel_2"]).any()
@@ -101,7 +102,8 @@ def test_a_sharp_score_determines_the_channel_and_no_other_draw(checkpoints: dic
 
 def test_a_channel_is_drawn_with_the_softmax_of_the_audible_scores() -> None:
     views = Views.model_validate({"channel": "scorelab.nets:quietest"})
-    score_S, levels_S = np.log(np.array([0.2, 0.5, 9.0, 0.3], np.float32)), np.array([-20.0, -30.0, -90.0, -10.0])
+    score_S = np.log(np.array([0.2, 0.5, 9.0, 0.3], np.float32))
+    levels_S = np.array([-20.0, -30.0, -90.0, -10.0])
     uniforms = (np.arange(1000) + 0.5) / 1000
     chosen = [choose_channel(levels_S, uniform, views, score_S=score_S) for uniform in uniforms]
     assert np.bincount(chosen, minlength=4).tolist() == [200, 500, 0, 300]

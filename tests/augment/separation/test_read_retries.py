@@ -29,7 +29,8 @@ def columns(*uris: str) -> dict[str, np.ndarray]:
 
 
 def test_a_temporarily_missing_folder_costs_no_clip(tmp_path: Path, pauses: list[float]) -> None:
-    there, away = tmp_path / "sound", tmp_path / "away"
+    there = tmp_path / "sound"
+    away = tmp_path / "away"
     there.mkdir()
     block = columns(str(there / "a"), str(there / "b"))
     for path in block["uri"]:
@@ -50,7 +51,8 @@ def test_a_temporarily_missing_folder_costs_no_clip(tmp_path: Path, pauses: list
 
 def test_reads_of_scene_sources_are_retried_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_scenes(tmp_path, 1, 0, "test", SceneConfig(clip_seconds=1.0))
-    there, away = tmp_path / "test", tmp_path / "away"
+    there = tmp_path / "test"
+    away = tmp_path / "away"
     block = columns(str(there / "scene-000000.wav")) | {name: np.zeros(1) for name in ("row", "crop_1_u", "crop_2_u")}
     there.rename(away)
     monkeypatch.setattr(read_retries.time, "sleep", lambda _: away.rename(there))  # restored during the first pause
@@ -62,7 +64,8 @@ def test_reads_of_scene_sources_are_retried_too(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_missing_folder_is_retried_once_per_process(tmp_path: Path, pauses: list[float]) -> None:
-    uri, waits = str(tmp_path / "gone" / "a"), ReadRetries()
+    uri = str(tmp_path / "gone" / "a")
+    waits = ReadRetries()
 
     def read(n: int) -> None:
         raise ClipError(uri, "no such file")

@@ -25,7 +25,8 @@ from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
 
 AUDIO = AudioFormat(clip_seconds=1.5)
-CLIPS, ROWS = 4, 10
+CLIPS = 4
+ROWS = 10
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,8 @@ def same_views(one: Columns, two: Columns) -> None:
 def test_live_stored_and_repaired_views_are_equal(
     pair: str, clips: list[str], ladder: dict[str, str], tmp_path: Path
 ) -> None:
-    both, rows = settings(ladder, pair), block(clips)
+    both = settings(ladder, pair)
+    rows = block(clips)
     live = SeparationService(both)(ClipReader(both)(rows))
     assert not live["stored"].any() and not (live["fault"] != "").any()
     assert live["view_1"][:ROWS].any(axis=1).all() and not live["view_1"][ROWS:].any()
@@ -101,7 +103,8 @@ def test_rows_have_the_mixture_at_the_time_of_each_view(
     pair: str, clips: list[str], ladder: dict[str, str], tmp_path: Path
 ) -> None:
     """Live and from the store: silence if the view is the mixture; the views themselves do not change."""
-    plain, rows = settings(ladder, pair), block(clips)
+    plain = settings(ladder, pair)
+    rows = block(clips)
     both = plain.changed({"mixtures": True})
     live = SeparationService(both)(ClipReader(both)(rows))
     same_views(live, SeparationService(plain)(ClipReader(plain)(rows)))
@@ -133,7 +136,8 @@ def damage(shard: Path) -> None:
 def test_entries_of_one_precision_are_not_used_for_another(
     clips: list[str], ladder: dict[str, str], tmp_path: Path
 ) -> None:
-    exact, rows = settings(ladder), block(clips)
+    exact = settings(ladder)
+    rows = block(clips)
     coarse = exact.changed({"precision": "bfloat16"})
     live = SeparationService(exact)(ClipReader(exact)(rows))
     with SeparatedStore(str(tmp_path)) as store:
@@ -157,7 +161,8 @@ def test_an_unrelated_damaged_shard_damages_no_row(clips: list[str], ladder: dic
 def test_a_full_store_has_no_separated_clip_without_its_mixture(
     clips: list[str], ladder: dict[str, str], tmp_path: Path
 ) -> None:
-    both, rows = settings(ladder), block(clips)
+    both = settings(ladder)
+    rows = block(clips)
     with SeparatedStore(str(tmp_path), StoreSettings(max_bytes=5 * AUDIO.samples)) as store:
         read = ClipReader(both, store)(rows)
         service = SeparationService(both, store)
@@ -237,7 +242,8 @@ def test_another_sample_rate_is_refused_with_advice(ladder: dict[str, str]) -> N
 
 
 def test_a_missing_clip_is_a_fault_of_its_row_only(clips: list[str], ladder: dict[str, str]) -> None:
-    both, rows = settings(ladder), block(clips)
+    both = settings(ladder)
+    rows = block(clips)
     rows["uri"][3] = "/nowhere.wav"
     made = SeparationService(both)(ClipReader(both)(rows))
     assert made["fault"].tolist() == [""] * 3 + ["no such file"] + [""] * (len(rows["row"]) - 4)

@@ -99,7 +99,9 @@ def test_the_sound_of_another_clip_is_detected(tmp_path):
     """The checksum of a segment includes its key: if two entries of equal size are exchanged, both are refused."""
     shard, whole = written(tmp_path)
     size = (len(whole) - len(footer(whole)) - 8) // 3
-    first, second, rest = whole[8 : 8 + size], whole[8 + size : 8 + 2 * size], whole[8 + 2 * size :]
+    first = whole[8 : 8 + size]
+    second = whole[8 + size : 8 + 2 * size]
+    rest = whole[8 + 2 * size :]
     shard.write_bytes(whole[:8] + second + first + rest)
     count, store = readable(tmp_path)
     assert count == 2

@@ -76,13 +76,15 @@ def test_a_shard_is_added_once():
 
 def test_many_at_once_equal_one_by_one():
     shards = {f"{s:02d}": footer([7 * s + n for n in range(12)], channels=1 + s % 3) for s in range(20)}
-    at_once, one_by_one = StoreIndex(), StoreIndex()
+    at_once = StoreIndex()
+    one_by_one = StoreIndex()
     at_once.add(shards)
     for name, table in shards.items():
         one_by_one.add({name: table})
     assert at_once.shards == one_by_one.shards and len(at_once) == len(one_by_one) == 240
     for number in range(160):
-        ours, theirs = at_once.find(digest(number)), one_by_one.find(digest(number))
+        ours = at_once.find(digest(number))
+        theirs = one_by_one.find(digest(number))
         assert [(f.shard, f.place) for f in ours] == [(f.shard, f.place) for f in theirs]
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(a.levels, b.levels)

@@ -87,7 +87,8 @@ def test_entries_of_different_shapes_share_a_store(store):
 
 
 def test_an_entry_is_visible_to_other_handles_after_flush_and_refresh(tmp_path):
-    writer, reader = SeparatedStore(str(tmp_path), MANUAL), SeparatedStore(str(tmp_path), MANUAL)
+    writer = SeparatedStore(str(tmp_path), MANUAL)
+    reader = SeparatedStore(str(tmp_path), MANUAL)
     writer.put(key(0), clip(0), LEVELS)
     reader.refresh()
     assert key(0) not in reader
@@ -98,7 +99,8 @@ def test_an_entry_is_visible_to_other_handles_after_flush_and_refresh(tmp_path):
 
 
 def test_a_miss_searches_for_new_shards(tmp_path):
-    writer, reader = SeparatedStore(str(tmp_path), MANUAL), SeparatedStore(str(tmp_path), EAGER)
+    writer = SeparatedStore(str(tmp_path), MANUAL)
+    reader = SeparatedStore(str(tmp_path), EAGER)
     reader._next_refresh = 0.0
     writer.put(key(0), clip(0), LEVELS)
     writer.flush()
@@ -222,7 +224,8 @@ def test_many_writers_respect_one_limit(tmp_path):
 def test_a_shard_being_uploaded_counts_towards_the_limit(tmp_path, monkeypatch):
     one = 2 * (2 * 1000 + 4 * 16)
     store = SeparatedStore(str(tmp_path), MANUAL.changed({"max_bytes": 2 * one}))
-    go, publish = threading.Event(), store.folder.publish
+    go = threading.Event()
+    publish = store.folder.publish
     monkeypatch.setattr(store.folder, "publish", lambda pieces: go.wait(10) and publish(pieces))
     for number in range(2):
         store.put(key(number), clip(number), LEVELS)

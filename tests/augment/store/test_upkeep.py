@@ -102,7 +102,9 @@ def test_a_prefill_is_complete_until_a_shard_is_removed(uri):
 def test_a_shard_removed_by_another_gc_is_ignored(uri, moment, monkeypatch):
     gone = shards(uri)[1]
     folder = StoreFolder(uri)
-    listed, footer, calls = folder.shards(), module.read_footer, itertools.count()
+    listed = folder.shards()
+    footer = module.read_footer
+    calls = itertools.count()
     monkeypatch.setattr(folder, "shards", lambda: listed)
 
     def read_then_remove(file, size):

@@ -24,7 +24,8 @@ from sepscene.augment.synthetic.shared_events import (
 from sepscene.augment.views import Views
 from sepscene.models.config import SepsceneError
 
-RATE, CROP = 16_000, 15_360
+RATE = 16_000
+CROP = 15_360
 RECURRING = PROFILES["recurring"]
 
 
@@ -55,7 +56,8 @@ def test_another_background_keeps_the_events_and_changes_the_rest() -> None:
     for index in range(3):
         own, other = (generate_scene(0, index, config, background) for background in (0, 1))
         assert own.source_labels == other.source_labels and own.scene_type == other.scene_type
-        events, others = own.sources_ST[:-1].astype(np.float64), other.sources_ST[:-1].astype(np.float64)
+        events = own.sources_ST[:-1].astype(np.float64)
+        others = other.sources_ST[:-1].astype(np.float64)
         ratio = np.linalg.norm(others) / np.linalg.norm(events)  # the peak limits the whole scene
         np.testing.assert_allclose(others, events * ratio, atol=2e-4)
         correlation = np.corrcoef(own.sources_ST[-1], other.sources_ST[-1])[0, 1]
@@ -66,7 +68,8 @@ def test_the_gain_differs_between_clips() -> None:
     loud, plain = (RECURRING.changed({"gain_db": gain}) for gain in (10.0, 0.0))
     gains = []
     for index in range(6):
-        one, two = generate_scene(2, index, loud).mixture_T, generate_scene(2, index, plain).mixture_T
+        one = generate_scene(2, index, loud).mixture_T
+        two = generate_scene(2, index, plain).mixture_T
         gains.append(20 * np.log10(np.linalg.norm(one) / np.linalg.norm(two)))
     assert max(gains) - min(gains) > 3 and max(np.abs(gains)) < 10.1
 

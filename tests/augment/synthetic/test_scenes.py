@@ -107,14 +107,17 @@ class TestCoOccurrence:
         assert sum(len(places) > 1 for places in homes.values()) >= 6, "one event must not determine the scene type"
 
     def test_classes_co_occur_by_place_and_not_independently(self) -> None:
-        rng, config, count = np.random.default_rng(0), SceneConfig(), 8_000
+        rng = np.random.default_rng(0)
+        config = SceneConfig()
+        count = 8_000
         column = {name: n for n, name in enumerate(EVENTS)}
         heard = np.zeros((count, len(EVENTS)))
         for row in range(count):
             heard[row, [column[name] for name in draw_events(rng, config)[1]]] = 1
         share = heard.mean(axis=0)
         lift = (heard.T @ heard / count) / np.outer(share, share)  # 1 where two classes are independent
-        together, apart = [], []
+        together = []
+        apart = []
         for a, b in itertools.combinations(EVENTS, 2):
             neighbours = any({a, b} <= set(place.vocabulary) for place in PLACES.values())
             (together if neighbours else apart).append(lift[column[a], column[b]])
@@ -123,17 +126,19 @@ class TestCoOccurrence:
         assert share.min() > 0.03, "every class must be common enough to be learnt"
 
     def test_a_stray_event_is_possible_but_rare(self) -> None:
-        rng, stray, total = np.random.default_rng(1), 0, 0
+        rng = np.random.default_rng(1)
+        stray = 0
+        total = 0
         for _ in range(3_000):
-            place, names = draw_events(rng, SceneConfig())
-            stray += sum(name not in PLACES[place].vocabulary for name in names)
+            scene_type, names = draw_events(rng, SceneConfig())
+            stray += sum(name not in PLACES[scene_type].vocabulary for name in names)
             total += len(names)
         assert 0.02 < stray / total < 0.06
 
 
 class TestVariety:
     @pytest.mark.parametrize("name", EVENTS)
-    def test_each_instance_is_an_individual(self, name: str) -> None:
+    def test_instances_of_an_event_class_differ_in_their_spectra(self, name: str) -> None:
         waves = [EVENTS[name](np.random.default_rng(seed), RATE) for seed in range(4)]
         for wave_T in waves:
             assert wave_T.dtype == np.float32 and wave_T.ndim == 1
@@ -144,7 +149,8 @@ class TestVariety:
     @pytest.mark.slow
     def test_the_long_term_spectrum_does_not_determine_the_class(self) -> None:
         """Learnable but not trivial: nearest neighbours in the average spectrum are often of another class."""
-        names, each = list(EVENTS), 8
+        names = list(EVENTS)
+        each = 8
         events = [EVENTS[name](np.random.default_rng(seed), RATE) for name in names for seed in range(each)]
         spectra = np.stack([band_levels(coloured_T) for coloured_T in _coloured(events)])
         spectra -= spectra.mean(axis=1, keepdims=True)
@@ -173,7 +179,7 @@ def band_levels(wave_T: np.ndarray) -> np.ndarray:
 
 
 class TestFiles:
-    def test_what_is_written(self, tmp_path: Path) -> None:
+    def test_manifest_mixtures_and_sources_are_written(self, tmp_path: Path) -> None:
         done: list[int] = []
         manifest = write_scenes(tmp_path, 3, 7, "test", SHORT, progress=done.append)
         assert done == [1, 2, 3] and manifest == tmp_path / "test.csv"

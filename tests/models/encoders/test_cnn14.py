@@ -92,7 +92,8 @@ def test_equals_its_description(frames: int) -> None:
 
 def test_parameter_counts_are_the_papers() -> None:
     with torch.device("meta"):
-        network, wide = Cnn14(Cnn14Config()), Cnn14(Cnn14Config(embedding_dim=1024))
+        network = Cnn14(Cnn14Config())
+        wide = Cnn14(Cnn14Config(embedding_dim=1024))
     total = sum(parameter.numel() for parameter in network.parameters())
     bottleneck = sum(parameter.numel() for parameter in network.embedding.parameters())
     assert (total, total - bottleneck) == (75_739_712, 75_477_440)
@@ -158,12 +159,14 @@ def test_few_positions_are_convolved_correctly(monkeypatch, contiguous: bool) ->
     """Values and both gradients against the convolution in float64; a small layer uses the matrix product, too."""
     monkeypatch.setattr("sepscene.models.encoders.cnn14.MIN_CHANNEL_PAIRS", 1)
     torch.manual_seed(0)
-    layer, x_BCLF = nn.Conv2d(20, 30, 3, padding=1, bias=False), torch.randn(4, 20, 3, 2)
+    layer = nn.Conv2d(20, 30, 3, padding=1, bias=False)
+    x_BCLF = torch.randn(4, 20, 3, 2)
     if not contiguous:
         x_BCLF = x_BCLF.to(memory_format=torch.channels_last)
     exact = copy.deepcopy(layer).double()
     inputs = x_BCLF.requires_grad_(), x_BCLF.detach().double().requires_grad_()
-    found, expected = convolve(layer, inputs[0]), exact(inputs[1])
+    found = convolve(layer, inputs[0])
+    expected = exact(inputs[1])
     assert type(found.grad_fn) is not type(layer(inputs[0]).grad_fn)
     gradient = torch.randn(expected.shape, dtype=torch.float64)
     found.backward(gradient.float())

@@ -48,7 +48,8 @@ def bundle(tmp_path: Path) -> Path:
 
 @torch.inference_mode()
 def test_a_clip_is_the_mean_over_its_patches() -> None:
-    encoder, wave_BT = small_encoder(), 0.1 * torch.randn(1, 40_000)
+    encoder = small_encoder()
+    wave_BT = 0.1 * torch.randn(1, 40_000)
     starts = (0, 15_360, 40_000 - 15_360)
     expected = torch.stack(
         [encoder.trunk(encoder.front_end(wave_BT[:, start : start + 15_360])) for start in starts]
@@ -59,7 +60,8 @@ def test_a_clip_is_the_mean_over_its_patches() -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("samples", [1, 177, 15_359])
 def test_a_shorter_clip_is_padded_with_silence(samples: int) -> None:
-    encoder, wave_BT = small_encoder(), 0.1 * torch.randn(1, samples)
+    encoder = small_encoder()
+    wave_BT = 0.1 * torch.randn(1, samples)
     padded_BT = torch.cat((wave_BT, torch.zeros(1, 15_360 - samples)), dim=1)
     torch.testing.assert_close(encoder(wave_BT), encoder.trunk(encoder.front_end(padded_BT)))
 
@@ -67,24 +69,24 @@ def test_a_shorter_clip_is_padded_with_silence(samples: int) -> None:
 @torch.inference_mode()
 def test_whole_patches_do_not_overlap_and_a_short_clip_is_one_patch() -> None:
     assert small_encoder().patches(torch.zeros(1, 2 * 15_360)).shape == (1, 2, 15_360)
-    whole, wave_BT = (
-        small_encoder("panns_16k", patch_seconds=10.0, shortest_seconds=0.96),
-        0.1 * torch.randn(1, 20_000),
-    )
+    whole = small_encoder("panns_16k", patch_seconds=10.0, shortest_seconds=0.96)
+    wave_BT = 0.1 * torch.randn(1, 20_000)
     torch.testing.assert_close(whole(wave_BT), whole.trunk(whole.front_end(wave_BT)))
 
 
 @torch.inference_mode()
 def test_splitting_the_patches_changes_nothing(monkeypatch) -> None:
     monkeypatch.setattr("sepscene.models.encoders.encoder.MAX_BATCH_SECONDS", 2)
-    encoder, patches_BT = small_encoder(), 0.1 * torch.randn(5, 15_360)
+    encoder = small_encoder()
+    patches_BT = 0.1 * torch.randn(5, 15_360)
     whole = encoder.trunk(encoder.front_end(patches_BT))
     torch.testing.assert_close(encoder.encode_patches(patches_BT), whole, atol=1e-6, rtol=1e-5)
 
 
 def test_training_computes_the_batch_norm_over_the_whole_batch(monkeypatch) -> None:
     monkeypatch.setattr("sepscene.models.encoders.encoder.MAX_BATCH_SECONDS", 2)
-    encoder, patches_BT = small_encoder().train(), 0.1 * torch.randn(5, 15_360)
+    encoder = small_encoder().train()
+    patches_BT = 0.1 * torch.randn(5, 15_360)
     mean = encoder.front_end(patches_BT).mean(dim=(0, 1))
     before = encoder.trunk.get_buffer("bn0.running_mean").clone()
     encoder(patches_BT)
@@ -94,7 +96,8 @@ def test_training_computes_the_batch_norm_over_the_whole_batch(monkeypatch) -> N
 def test_a_bundle_round_trips(tmp_path: Path) -> None:
     encoder = small_encoder("panns_32k", patch_seconds=2.0, shortest_seconds=0.5)
     digest = save_encoder(encoder, tmp_path, {"license": "CC-BY-4.0"})
-    loaded, wave_BT = load_encoder(tmp_path), 0.1 * torch.randn(1, 70_000)
+    loaded = load_encoder(tmp_path)
+    wave_BT = 0.1 * torch.randn(1, 70_000)
     assert loaded.config == encoder.config
     assert (loaded.sample_rate, loaded.embedding_dim, loaded.training) == (32_000, 5, False)
     assert torch.equal(loaded(wave_BT), encoder(wave_BT))
@@ -245,7 +248,8 @@ def test_sizes_of_a_card_are_checked_before_anything_is_built(bundle: Path) -> N
 
 
 def test_inference_builds_no_graph_and_training_does(bundle: Path) -> None:
-    encoder, wave_BT = load_encoder(bundle), 0.1 * torch.randn(2, 16_000)
+    encoder = load_encoder(bundle)
+    wave_BT = 0.1 * torch.randn(2, 16_000)
     assert not encoder(wave_BT).requires_grad
     assert encoder.train()(wave_BT).requires_grad
 

@@ -88,7 +88,8 @@ def test_a_frame_is_centred_on_its_hop() -> None:
 
 
 def test_autocast_changes_nothing() -> None:
-    log_mel, wave_BT = LogMel(FRONT_ENDS["panns_16k"]), _noise(16_000)
+    log_mel = LogMel(FRONT_ENDS["panns_16k"])
+    wave_BT = _noise(16_000)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logmel_BLF = log_mel(wave_BT)
     assert logmel_BLF.dtype == torch.float32

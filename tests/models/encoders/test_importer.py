@@ -82,7 +82,8 @@ def test_an_exported_encoder_round_trips(tmp_path: Path, front_end: str, trunk: 
     encoder = Encoder(EncoderConfig(front_end=FRONT_ENDS[front_end], trunk=trunk)).eval()
     export_panns(encoder, tmp_path / "exported.pth")
     import_encoder(tmp_path / "exported.pth", front_end, tmp_path / "out")
-    loaded, wave_BT = load_encoder(tmp_path / "out"), 0.1 * torch.randn(1, 16_000)
+    loaded = load_encoder(tmp_path / "out")
+    wave_BT = 0.1 * torch.randn(1, 16_000)
     assert loaded.config == encoder.config
     assert torch.equal(loaded(wave_BT), encoder(wave_BT))
     with pytest.raises(SepsceneError, match=r"another front-end|was not trained with"):
@@ -101,7 +102,8 @@ def test_exported_names_and_shapes_are_those_of_panns(tmp_path: Path, shared_dir
 
 def test_the_exported_buffers_compute_the_front_end() -> None:
     """PANNs applies its buffers as convolutions; the log-mel must be the same."""
-    config, wave_BT = FRONT_ENDS["panns_16k"], 0.1 * torch.randn(2, 16_000)
+    config = FRONT_ENDS["panns_16k"]
+    wave_BT = 0.1 * torch.randn(2, 16_000)
     buffers = front_end_buffers(config)
     padded = torch.nn.functional.pad(wave_BT[:, None], (256, 256), mode="reflect")
     real, imaginary = (

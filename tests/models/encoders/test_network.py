@@ -46,7 +46,8 @@ def test_encoders_of_all_kinds_round_trip(mark: Path, tmp_path: Path, which: str
     encoder = Encoder(EncoderConfig(trunk=trunk)).eval()
     assert isinstance(encoder.trunk, EncoderNetwork) and with_defaults(trunk) == encoder.config.trunk
     save_encoder(encoder, tmp_path / "bundle", {"title": "any"})
-    again, wave_BT = load_encoder(tmp_path / "bundle"), torch.randn(2, 40_000) / 10
+    again = load_encoder(tmp_path / "bundle")
+    wave_BT = torch.randn(2, 40_000) / 10
     assert torch.equal(again(wave_BT), encoder(wave_BT)) and again.embedding_dim == 5
     assert again.config == encoder.config == read_encoder_config(tmp_path / "bundle")
     model = hear.load_model(str(tmp_path / "bundle"))
@@ -69,7 +70,8 @@ def test_settings_with_an_alias_are_saved(mark: Path, tmp_path: Path) -> None:
 def test_tied_weights_and_complex_buffers_are_saved(mark: Path, tmp_path: Path) -> None:
     encoder = Encoder(EncoderConfig(trunk=custom("Tied"))).eval()
     save_encoder(encoder, tmp_path / "bundle", {})
-    again, wave_BT = load_encoder(tmp_path / "bundle"), torch.randn(2, 40_000) / 10
+    again = load_encoder(tmp_path / "bundle")
+    wave_BT = torch.randn(2, 40_000) / 10
     assert torch.equal(again(wave_BT), encoder(wave_BT))
     trunk: Any = again.trunk
     assert trunk.again.weight is trunk.layers[0].weight, "still tied"

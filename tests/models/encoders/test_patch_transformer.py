@@ -22,14 +22,16 @@ def network(config: PatchTransformerConfig = NARROW) -> PatchTransformer:
 
 def plain_forward(net: PatchTransformer, logmel_BLF: Tensor) -> Tensor:
     """The network from its description, with patches by slicing and attention computed head by head."""
-    config, state = net.config, net.state_dict()
+    config = net.config
+    state = net.state_dict()
 
     def linear(x: Tensor, name: str, part: slice = slice(None)) -> Tensor:
         return x @ state[f"{name}weight"][part].flatten(1).T + state[f"{name}bias"][part]
 
     band = (state["bn0.weight"] / (state["bn0.running_var"] + 1e-5).sqrt(), state["bn0.bias"])
     x = (logmel_BLF - state["bn0.running_mean"]) * band[0] + band[1]
-    times, bands = x.shape[1] // config.patch_frames, config.mel_bands // config.patch_bands
+    times = x.shape[1] // config.patch_frames
+    bands = config.mel_bands // config.patch_bands
     tokens = []
     for t in range(times):
         for f in range(bands):
@@ -43,7 +45,9 @@ def plain_forward(net: PatchTransformer, logmel_BLF: Tensor) -> Tensor:
             tokens.append(linear(patch, "tokens.") + torch.tensor(where, dtype=x.dtype))
     x = torch.stack(tokens, dim=1)
     for number in range(config.layers):
-        name, width, size = f"layers.layers.{number}.", config.width, config.width // config.heads
+        name = f"layers.layers.{number}."
+        width = config.width
+        size = config.width // config.heads
         y = F.layer_norm(x, (width,), state[f"{name}norm1.weight"], state[f"{name}norm1.bias"])
         projected = y @ state[f"{name}self_attn.in_proj_weight"].T + state[f"{name}self_attn.in_proj_bias"]
         q, k, v = projected.split(width, dim=-1)
@@ -77,7 +81,8 @@ def test_training_and_evaluation_differ_only_in_batch_norm() -> None:
 
 
 def test_layers_start_with_different_weights_that_depend_only_on_the_seed() -> None:
-    first, again = network(), network()
+    first = network()
+    again = network()
     state = first.state_dict()
     assert not torch.equal(state["layers.layers.0.linear1.weight"], state["layers.layers.1.linear1.weight"])
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in state.items())
@@ -111,7 +116,7 @@ def test_sizes_that_do_not_divide_are_rejected(sizes: dict[str, int]) -> None:
     ("config", "millions"),
     [(PatchTransformerConfig.tiny(), 0.176), (PatchTransformerConfig.small(), 10.8), (PatchTransformerConfig(), 85.4)],
 )
-def test_sizes(config: PatchTransformerConfig, millions: float) -> None:
+def test_number_of_parameters(config: PatchTransformerConfig, millions: float) -> None:
     with torch.device("meta"):
         net = PatchTransformer(config)
     assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)

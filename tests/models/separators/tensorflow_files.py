@@ -13,7 +13,8 @@ Variables = dict[str, np.ndarray]
 def draw_variables(window: int, coefficients: int, blocks: int, sources: int, seed: int = 0) -> Variables:
     """Float32 variables of a small TDCN++ with a learned basis, under the reference's names."""
     draws = np.random.default_rng(seed)
-    width, hidden = 6, 10
+    width = 6
+    hidden = 10
 
     def kernel(*shape: int) -> np.ndarray:
         return draws.normal(size=shape, scale=0.4)
@@ -88,7 +89,8 @@ def _block(values: Variables, block: str, x_LW: np.ndarray, dilation: int) -> np
 
 def write_bundle(prefix: Path, variables: Variables, header: bytes = b"\x08\x01") -> None:
     """Write a checkpoint in the format of `tf.train.Saver`: one shard of tensors, and a LevelDB table as its index."""
-    data, rows = b"", {b"": header}
+    data = b""
+    rows = {b"": header}
     for name, value in sorted(variables.items()):
         content = np.ascontiguousarray(value, "<f4").tobytes()
         shape = b"".join(_field(2, _message({1: size})) for size in value.shape)

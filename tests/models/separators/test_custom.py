@@ -41,7 +41,8 @@ def test_a_folder_stores_it_with_its_weights(name: str, options: dict, tmp_path:
     card = save_custom(choice, tmp_path / "mine")
     assert card.digest == card_of(choice).digest == card_of(str(tmp_path / "mine")).digest
     assert separator_code(str(tmp_path / "mine")) == choice.use
-    direct, kept = load_separator(choice), load_separator(tmp_path / "mine")
+    direct = load_separator(choice)
+    kept = load_separator(tmp_path / "mine")
     wave_BT = torch.randn(2, 500) / 10
     assert torch.equal(direct(wave_BT), kept(wave_BT)) and torch.equal(fast_separator(kept)(wave_BT), kept(wave_BT))
     assert (kept.sample_rate, kept.sources) == (16_000, options.get("sources", 2))

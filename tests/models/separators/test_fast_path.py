@@ -66,15 +66,18 @@ def threads():
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_threads_change_nothing(threads, precision):
     """One thread convolves in place, several do not."""
-    x_BLW, weight_WH = noise(1, 700, 16), noise(16, 33)
-    taps_BKH, lost_BKH, bias_B1H = noise(1, 3, 33), noise(1, 3, 33), noise(1, 1, 33)
+    x_BLW = noise(1, 700, 16)
+    weight_WH = noise(16, 33)
+    taps_BKH = noise(1, 3, 33)
+    outside_BKH = noise(1, 3, 33)
+    bias_B1H = noise(1, 1, 33)
     found = []
     for count in (1, 2):
         threads(count)
         dtype = getattr(torch, precision)
         hidden = FusedHidden(700, 33, 64, dtype)
         sums = [hidden.widen(x_BLW.to(dtype), weight_WH.to(dtype), 0.1)]
-        sums.append(hidden.convolve(taps_BKH, lost_BKH, bias_B1H, 64, -0.5))
+        sums.append(hidden.convolve(taps_BKH, outside_BKH, bias_B1H, 64, -0.5))
         found.append([hidden.convolved_LH, *sums])
     for one, two in zip(*found, strict=True):
         assert torch.equal(one, two)

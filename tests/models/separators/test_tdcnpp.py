@@ -101,7 +101,8 @@ def test_activation_norm_against_its_formula():
         layer.beta.fill_(-0.2)
     x_BCL = noise(2, 5, 50) + 0.3
     y_BCL = torch.where(x_BCL > 0, x_BCL, 0.3 * x_BCL).double()
-    mean, variance = y_BCL.mean(-1, keepdim=True), y_BCL.var(-1, correction=0, keepdim=True)
+    mean = y_BCL.mean(-1, keepdim=True)
+    variance = y_BCL.var(-1, correction=0, keepdim=True)
     expected = 1.7 * (y_BCL - mean) / (variance + 1e-3).sqrt() - 0.2
     torch.testing.assert_close(layer(x_BCL).double(), expected, atol=1e-5, rtol=0)
 

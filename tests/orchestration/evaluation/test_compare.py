@@ -133,7 +133,8 @@ def test_a_run_does_not_differ_from_itself(tmp_path: Path) -> None:
 
 
 def test_clips_are_paired_by_id_in_any_order(tmp_path: Path) -> None:
-    one, other = predictions(0.5), predictions(1.0, seed=1)
+    one = predictions(0.5)
+    other = predictions(1.0, seed=1)
     shuffled = other.rows(np.random.default_rng(0).permutation(80))
     a = a_run(tmp_path / "a", measure(one))
     in_order = compare_runs(a, a_run(tmp_path / "b", measure(other)))
@@ -209,7 +210,8 @@ def test_metrics_that_a_run_lacks_are_left_out_and_named(tmp_path: Path) -> None
 
 
 def test_seeds_on_different_test_clips_are_not_compared(tmp_path: Path) -> None:
-    one, fewer = measure(predictions(1.0)), measure(predictions(1.0).rows(np.arange(60)))
+    one = measure(predictions(1.0))
+    fewer = measure(predictions(1.0).rows(np.arange(60)))
     a, b = (changed(a_run(tmp_path / name, one), data={TEST_CLIPS: "1"}) for name in "ab")
     other = changed(a_run(tmp_path / "other", fewer), data={TEST_CLIPS: "2"})
     with pytest.raises(SepsceneError, match=r"of seed 0 \(a and other\) were evaluated on different test clips"):

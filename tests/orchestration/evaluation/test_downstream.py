@@ -107,7 +107,8 @@ def test_metrics_over_folds_are_means_of_scikit_learns() -> None:
         task, Rows(h_ND, targets_NK, fold_N, np.arange(60), np.zeros(60)), ScoringSettings(neighbours=5)
     )
     unit_ND = h_ND / np.linalg.norm(h_ND, axis=1, keepdims=True)
-    accuracies, precisions = [], []
+    accuracies = []
+    precisions = []
     for fold in "012":
         test_N = fold_N == fold
         votes = []
@@ -161,7 +162,8 @@ def test_the_commands_evaluate_and_compare(bundle: Path, tmp_path: Path) -> None
         CliRunner().invoke(app, ["evaluate", str(bundle), *tasks[:2], "--out", str(out), "--name", "again"]).exit_code
         == 0
     )
-    table, latex = tmp_path / "table.csv", tmp_path / "table.tex"
+    table = tmp_path / "table.csv"
+    latex = tmp_path / "table.tex"
     compared = CliRunner().invoke(app, ["compare", "--tasks", str(out), "--csv", str(table), "--latex", str(latex)])
     assert compared.exit_code == 0, compared.output
     header, *rows = csv.reader(table.read_text().splitlines())

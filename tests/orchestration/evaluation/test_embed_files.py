@@ -64,10 +64,12 @@ def _embed(bundle: Path, inputs: list[str], out: Path, **options) -> EmbedReport
 
 def _read(out: Path) -> dict[str, np.ndarray]:
     if out.suffix == ".npy":
-        names, h_ND = json.loads(out.with_suffix(".names.json").read_text())["names"], np.load(out)
+        names = json.loads(out.with_suffix(".names.json").read_text())["names"]
+        h_ND = np.load(out)
     else:
         table = pq.read_table(out)
-        names, h_ND = table["uri"].to_pylist(), np.stack(table["h"].to_numpy())
+        names = table["uri"].to_pylist()
+        h_ND = np.stack(table["h"].to_numpy())
     assert h_ND.dtype == np.float32 and len(set(names)) == len(names) == len(h_ND)
     return dict(zip(names, h_ND, strict=True))
 
@@ -76,11 +78,13 @@ def _read(out: Path) -> dict[str, np.ndarray]:
 def test_each_file_gets_the_encoders_h_and_bad_ones_are_reported(
     bundle: Path, sounds: list[str], tmp_path: Path, name: str
 ) -> None:
-    broken, missing = str(tmp_path / "sounds" / "broken.wav"), str(tmp_path / "missing.wav")
+    broken = str(tmp_path / "sounds" / "broken.wav")
+    missing = str(tmp_path / "missing.wav")
     report = _embed(bundle, [str(tmp_path / "sounds"), missing], tmp_path / name)
     assert (report.written, report.skipped, set(report.bad)) == (4, 0, {broken, missing})
     assert report.bad[missing] == "no such file" and "not decodable" in report.bad[broken]
-    encoder, found = small_encoder(), _read(tmp_path / name)
+    encoder = small_encoder()
+    found = _read(tmp_path / name)
     assert set(found) == set(sounds)
     for uri in sounds:
         with torch.inference_mode():
@@ -99,7 +103,8 @@ def test_all_blocks_together_are_the_whole_file(tmp_path: Path, rate: int, secon
 
 
 def test_a_file_longer_than_a_block_gives_the_same_h(tmp_path: Path) -> None:
-    uri, encoder = _noise(tmp_path / "long.wav", 51.0, 8_000), small_encoder()
+    uri = _noise(tmp_path / "long.wav", 51.0, 8_000)
+    encoder = small_encoder()
     file_encoder = FileEncoder(encoder)
     assert file_encoder.block_seconds == 48
     (file,) = file_encoder.embed([uri])
@@ -110,7 +115,8 @@ def test_a_file_longer_than_a_block_gives_the_same_h(tmp_path: Path) -> None:
 
 
 def test_damage_in_a_long_file_is_reported_and_the_next_file_is_embedded(tmp_path: Path) -> None:
-    long, good = Path(_noise(tmp_path / "long.flac", 60.0, 8_000)), _noise(tmp_path / "good.wav", 1.0)
+    long = Path(_noise(tmp_path / "long.flac", 60.0, 8_000))
+    good = _noise(tmp_path / "good.wav", 1.0)
     content = bytearray(long.read_bytes())
     content[len(content) * 9 // 10 :] = bytes(len(content) - len(content) * 9 // 10)
     long.write_bytes(content)
@@ -153,7 +159,8 @@ def test_rows_are_appended_to_a_finished_output(bundle: Path, sounds: list[str],
 
 
 def test_a_kill_between_the_rows_and_their_names_loses_nothing(bundle: Path, sounds: list[str], tmp_path: Path) -> None:
-    out, parts = tmp_path / "out.npy", tmp_path / "out.npy.parts"
+    out = tmp_path / "out.npy"
+    parts = tmp_path / "out.npy.parts"
     _embed(bundle, sounds, out)
     parts.mkdir()
     out.with_suffix(".names.json").rename(parts / "merged.names.json")
@@ -190,7 +197,8 @@ def test_arguments_are_files_folders_manifests_and_stdin(sounds: list[str], tmp_
 
 
 def test_a_folder_gives_the_files_of_a_data_set_and_reports_what_it_leaves_out(bundle: Path, tmp_path: Path) -> None:
-    folder, tone = tmp_path / "sounds", 0.3 * np.sin(np.arange(16_000) / 10)
+    folder = tmp_path / "sounds"
+    tone = 0.3 * np.sin(np.arange(16_000) / 10)
     (folder / ".git").mkdir(parents=True)
     for name in ("plain.wav", ".git/x.wav", "a.aiff", "b.au", "c.caf", "f.w64"):
         soundfile.write(folder / name, tone, 16_000)
@@ -285,7 +293,8 @@ def test_a_cluster_gives_the_same_rows(bundle: Path, sounds: list[str], tmp_path
     assert (report.written, report.bad) == (4, {"missing.wav": "no such file"})
     assert (again.written, again.skipped) == (0, 4)
     _embed(bundle, inputs, tmp_path / "local.parquet")
-    found, expected = _read(out), _read(tmp_path / "local.parquet")
+    found = _read(out)
+    expected = _read(tmp_path / "local.parquet")
     assert found.keys() == expected.keys()
     for uri in expected:
         np.testing.assert_allclose(found[uri], expected[uri], atol=1e-4, rtol=1e-4)

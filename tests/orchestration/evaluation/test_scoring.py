@@ -180,7 +180,8 @@ def test_clips_without_a_label_do_not_count_as_negatives(tmp_path: Path) -> None
     in_train = np.array([split == "train" for *_, split in rows])
     changes = {"data.format": "table", "data.root": str(tmp_path), "evaluation.scoring.bootstrap": 20}
     experiment = named_experiment("demo", "tiny").changed(changes)
-    train, test = manifest.select("train"), manifest.select("test")
+    train = manifest.select("train")
+    test = manifest.select("test")
     embedded = [
         Embeddings(h[rows], np.arange(rows.sum()), ClipFeatures(h[rows][:, :3], h[rows][:, 3]))
         for rows in (in_train, ~in_train)

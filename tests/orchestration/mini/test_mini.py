@@ -85,7 +85,8 @@ def test_views_from_the_store_match_those_of_the_cluster(data: tuple[Path, str],
     for view, name in zip(views, ("view_1", "view_2"), strict=True):
         theirs = store.front_end(torch.from_numpy(from_pcm(batch[name])))
         assert view.shape == theirs.shape == (16, 48, 32)
-        inner, other = view[:, 2:-2], theirs[:, 2:-2]
+        inner = view[:, 2:-2]
+        other = theirs[:, 2:-2]
         assert float(torch.corrcoef(torch.stack([inner.flatten(), other.flatten()]))[0, 1]) > 0.95
         assert float((inner.mean(dim=(1, 2)) - other.mean(dim=(1, 2))).abs().max()) < 0.1
 
@@ -253,7 +254,8 @@ def test_the_shipped_ladder_is_small_and_complete_and_separates() -> None:
     separators = {name: load_separator(folder) for name, folder in ladder.items()}
     gains: dict[str, list[float]] = {name: [] for name in ladder}
     for scene in (generate_scene(5, index, profile_of_length(4.0, "recurring")) for index in range(8)):
-        mixture_BT, source_BKT = torch.from_numpy(scene.mixture_T[None]), torch.from_numpy(scene.sources_ST[None])
+        mixture_BT = torch.from_numpy(scene.mixture_T[None])
+        source_BKT = torch.from_numpy(scene.sources_ST[None])
         for name, separator in separators.items():
             with torch.inference_mode():
                 separated_BST = separator(mixture_BT)
@@ -270,7 +272,8 @@ def test_labels_are_treated_as_in_the_usual_evaluation(data: tuple[Path, str], t
     rows = [f"{split}{n}.wav,{label},{split}" for split, of_split in labels.items() for n, label in enumerate(of_split)]
     (tmp_path / "manifest.csv").write_text("\n".join(["uri,labels,split", *rows]))
     manifest = read_manifest("table", str(tmp_path))
-    train, test = manifest.select("train"), manifest.select("test")
+    train = manifest.select("train")
+    test = manifest.select("test")
     rng = np.random.default_rng(0)
     train_h, test_h = (
         rng.normal(0, 1, (len(part), 6)) + part.targets() @ rng.normal(0, 1, (4, 6)) for part in (train, test)

@@ -100,7 +100,8 @@ def test_given_clips_are_used_and_unreadable_ones_are_named(tmp_path):
     from sepscene.orchestration.planning.calibration import calibrate
 
     experiment = named_experiment("table2/mix-mix", "tiny")
-    good, bad = tmp_path / "good.wav", tmp_path / "bad.wav"
+    good = tmp_path / "good.wav"
+    bad = tmp_path / "bad.wav"
     soundfile.write(good, 0.1 * np.sin(np.arange(160_000)), 16_000)
     bad.write_text("no sound")
     assert calibrate(experiment, seconds=1, clips=[str(good)]).decode_seconds > 0

@@ -69,7 +69,8 @@ def test_the_slowest_stage_determines_the_duration_of_live_mode():
 
 def test_read_through_separates_the_new_draws():
     """The expected number of new (clip, processor) pairs in each epoch agrees with the schedule's draws."""
-    clips, epochs = 4000, 5
+    clips = 4000
+    epochs = 5
     rows = np.arange(clips * epochs)
     draws = draw(Schedule(seed=3, clips=clips, epochs=epochs), rows, (1.0, 1.0, 1.0))
     seen: set[tuple[int, int]] = set()
@@ -99,7 +100,8 @@ def test_prefill_by_hand():
 
 def test_prefill_reserves_gpus_for_actors_first_and_for_trainers_after_it():
     mode = plan(cluster(), MEASURED, clips=1000).mode("prefill")
-    filling, training = 3000 * 0.053 / 10, 5000 * 0.002 / 4
+    filling = 3000 * 0.053 / 10
+    training = 5000 * 0.002 / 4
     assert mode.held_gpu_hours == pytest.approx((filling * 10 + training * 4) / 3600)  # 169.0 GPU-s, not 257.6
     for name in ("live", "read-through"):
         both = plan(cluster(), MEASURED, clips=1000).mode(name)
@@ -110,7 +112,8 @@ def test_prefill_reserves_gpus_for_actors_first_and_for_trainers_after_it():
 
 def test_total_operations_and_bytes_read():
     found = plan(cluster(), MEASURED, clips=1000)
-    one, training = found.processors[0].flops, 5000 * found.train_flops_per_row
+    one = found.processors[0].flops
+    training = 5000 * found.train_flops_per_row
     assert one is not None
     assert found.mode("live").flops == pytest.approx(5000 * one + training)
     assert found.mode("prefill").flops == pytest.approx(3000 * one + training)

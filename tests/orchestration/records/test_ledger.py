@@ -63,12 +63,12 @@ def test_rows_whose_clips_could_not_be_read_are_tried_again(prefix: str, tmp_pat
     ledger.skip(np.array([0, 5, 6, 11]), np.array([11, 5, 6]))
     ledger = read(ledger.to_json(), tmp_path)
     assert ledger.untrained == 4 and ledger.unread == [(5, 7), (11, 12)]
-    again = ledger.try_again()
+    again = ledger.without_unread_rows()
     assert again.remaining() == [(5, 7), (11, 20)] and again.untrained == 1
     assert again.quarantined == {"torn": "truncated"} and again.unread == []
     again.consume(np.array([5, 6, 11]))
     assert again.remaining() == [(12, 20)] and again.twice == 0
-    assert Ledger(5).try_again() == Ledger(5)
+    assert Ledger(5).without_unread_rows() == Ledger(5)
 
 
 def test_a_ledger_of_an_earlier_version_is_read(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ ADVICE = "not found: install it (Debian: apt-get install chromium chromium-drive
 @contextmanager
 def browser(width: int = 1200, height: int = 900) -> Iterator[webdriver.Chrome]:
     """A headless Chromium. Without one, the assertion gives the command to install it."""
-    program, driver_program = shutil.which("chromium"), shutil.which("chromedriver")
+    program = shutil.which("chromium")
+    driver_program = shutil.which("chromedriver")
     assert program, f"chromium {ADVICE}"
     assert driver_program, f"chromedriver {ADVICE}"
     options = webdriver.ChromeOptions()

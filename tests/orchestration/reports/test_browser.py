@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from selenium import webdriver
 
-from sepscene.orchestration.reports.listening_page import Neighbour, Query, Scene, write_listening_page
+from sepscene.orchestration.reports.listening_page import Neighbour, PageScene, Query, write_listening_page
 from sepscene.orchestration.reports.reproduction_report import write_reproduction_report
 from sepscene.orchestration.reports.run_report import write_report
 from sepscene.orchestration.reports.sweep_report import write_sweep_report
@@ -39,7 +39,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tone = (0.3 * np.sin(np.arange(2 * RATE) * 0.2)).astype(np.float32)
     ladder = sample_results().ladder
     separated = {processor.name: waves for processor in ladder}
-    scenes = [Scene("scene-0", waves.sum(0), separated, ("rain",), waves, ("rain", "wind"))]
+    scenes = [PageScene("scene-0", waves.sum(0), separated, ("rain",), waves, ("rain", "wind"))]
     queries = [Query("clip-0", tone, ("rain",), (Neighbour("clip-1", tone, ("rain",), 0.02, True),), "rain")]
     write_listening_page(folder / "run", scenes, ladder, RATE, queries, has_report=True)
     write_report(folder / "run")

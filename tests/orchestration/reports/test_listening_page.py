@@ -12,7 +12,7 @@ from PIL import Image
 
 from sepscene.orchestration.records.results import ProcessorResult
 from sepscene.orchestration.reports import listening_page as listen
-from sepscene.orchestration.reports.listening_page import Neighbour, Query, Scene, write_listening_page
+from sepscene.orchestration.reports.listening_page import Neighbour, PageScene, Query, write_listening_page
 
 RATE = 8000
 LADDER = (ProcessorResult(name="S2", step=600, digest="b"), ProcessorResult(name="N", step=0, digest="a"))
@@ -22,12 +22,12 @@ def tone(hertz: float, seconds: float = 0.5, level: float = 0.2) -> np.ndarray:
     return (level * np.sin(2 * np.pi * hertz * np.arange(int(seconds * RATE)) / RATE)).astype(np.float32)
 
 
-def scene(name: str = "scene-0", seconds: float = 0.5) -> Scene:
+def scene(name: str = "scene-0", seconds: float = 0.5) -> PageScene:
     """Two tones, which S2 separates with a little leakage, and N does not separate."""
     sources_KT = np.stack([tone(440, seconds), tone(1500, seconds)])
     mixture_T = sources_KT.sum(0)
     separated = np.stack([sources_KT[1] + 0.1 * sources_KT[0], sources_KT[0] + 0.1 * sources_KT[1]])
-    return Scene(
+    return PageScene(
         name=name,
         mixture_T=mixture_T,
         separated_ST={"N": np.stack([mixture_T, mixture_T]) / 2, "S2": separated},
@@ -71,7 +71,7 @@ def test_channels_name_the_source_they_are_closest_to(tmp_path: Path) -> None:
 
 
 def test_pictures_are_on_the_mixtures_scale_with_low_bands_at_the_bottom(tmp_path: Path) -> None:
-    quiet = Scene("q", tone(300), {"S2": np.stack([tone(300, level=0.002), tone(300)])})
+    quiet = PageScene("q", tone(300), {"S2": np.stack([tone(300, level=0.002), tone(300)])})
     page = write_listening_page(tmp_path, [quiet], LADDER[:1], RATE).read_text()
     found = re.findall(r'data:image/png;base64,([^"]+)', page)
     mixture, faint, same = (np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data in found)
@@ -85,7 +85,7 @@ def test_notes_on_channels_that_would_clip_are_silent_or_not_finite(tmp_path: Pa
     loud = tone(440) * 10
     broken = tone(440)
     broken[5] = np.nan
-    odd = Scene("odd", tone(440), {"S2": np.stack([loud, np.zeros_like(loud), broken])})
+    odd = PageScene("odd", tone(440), {"S2": np.stack([loud, np.zeros_like(loud), broken])})
     page = write_listening_page(tmp_path, [odd], LADDER[:1], RATE)
     assert re.findall(r'class="note">([^<]+)<', page.read_text()) == [
         "played 20 dB quieter, to avoid clipping",
@@ -106,7 +106,7 @@ def test_neighbours_are_in_order_with_distance_and_relevance(tmp_path: Path) -> 
 
 def test_many_large_scenes_and_queries_are_complete(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 60 * RATE).astype(np.float32)
-    scenes = [Scene(f"s{k}", noise, {"S2": np.stack([noise] * 30)}) for k in range(4)]
+    scenes = [PageScene(f"s{k}", noise, {"S2": np.stack([noise] * 30)}) for k in range(4)]
     path = write_listening_page(tmp_path, scenes, LADDER[:1], RATE, [query()])
     kept = [*path.parent.glob("listen/*.flac")]
     assert sum(sound.stat().st_size for sound in kept) > 8_000_000
@@ -123,7 +123,7 @@ def test_long_clips_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_all_players_of_a_long_scene_have_its_loudest_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listen, "MAX_SECONDS", 0.25)
     wave_T = np.concatenate([tone(440, 0.4, 0.01), tone(440, 0.25, 0.4), tone(440, 0.4, 0.01)])
-    page = write_listening_page(tmp_path, [Scene("s", wave_T, {"N": np.stack([wave_T / 2])})], LADDER[1:], RATE)
+    page = write_listening_page(tmp_path, [PageScene("s", wave_T, {"N": np.stack([wave_T / 2])})], LADDER[1:], RATE)
     played = dict(sounds(page))
     np.testing.assert_allclose(played["N, channel 1"], played["Mixture"] / 2, atol=2 / 32768)
     expected_T = tone(440, 0.25, 0.4)
@@ -145,7 +145,8 @@ def test_the_page_of_a_run_links_to_the_report_that_is_written_later(tmp_path: P
 
 
 def test_sources_with_the_same_label_have_unique_names(tmp_path: Path) -> None:
-    channels, sources = np.stack([tone(440)] * 2), np.stack([tone(440)] * 3)
-    twice = Scene("s", tone(440), {"S2": channels}, (), sources, ("dog", "cat", "dog"))
+    channels = np.stack([tone(440)] * 2)
+    sources = np.stack([tone(440)] * 3)
+    twice = PageScene("s", tone(440), {"S2": channels}, (), sources, ("dog", "cat", "dog"))
     page = write_listening_page(tmp_path, [twice], LADDER[:1], RATE)
     assert [label for label, _ in sounds(page)][1:4] == ["True source: dog 1", "True source: cat", "True source: dog 2"]

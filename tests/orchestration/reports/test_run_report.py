@@ -12,12 +12,12 @@ from sepscene.orchestration.records.results import ClassResult, EncoderResult, M
 from sepscene.orchestration.reports import render
 from sepscene.orchestration.reports.render import number
 from sepscene.orchestration.reports.run_report import (
-    answer,
     class_rows,
     encoder_notes,
     headline_metric,
     learning_curves,
     report_on,
+    summary_sentence,
     write_report,
 )
 from tests.orchestration.reports.pages import Tables, broken_markdown_tables
@@ -151,12 +151,12 @@ def test_the_answer_respects_the_intervals() -> None:
     ours = Metric(value=0.40, low=0.38, high=0.42)
     near = Metric(value=0.39, low=0.37, high=0.41)
     far = Metric(value=0.20, low=0.19, high=0.21)
-    assert answer({"mix-chan": ours, "mix-mix": near, "untrained": far}) == (
+    assert summary_sentence({"mix-chan": ours, "mix-mix": near, "untrained": far}) == (
         "mix-chan reaches an mAP of 0.400, 0.010 above mix-mix (0.390) "
         "and 0.200 above the untrained encoder (0.200). "
         "The intervals of mix-chan and mix-mix overlap, so this run alone does not show which is better."
     )
-    assert answer({"mix-chan": far, "mix-mix": ours}) == (
+    assert summary_sentence({"mix-chan": far, "mix-mix": ours}) == (
         "mix-chan reaches an mAP of 0.200, 0.200 below mix-mix (0.400)."
     )
 

@@ -9,7 +9,13 @@ from scipy import stats
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.results import SweepResults
-from sepscene.orchestration.reports.sweep_report import heat_map, ranked, sweep_answer, sweep_table, write_sweep_report
+from sepscene.orchestration.reports.sweep_report import (
+    heat_map,
+    ranked,
+    summary_sentence,
+    sweep_table,
+    write_sweep_report,
+)
 from tests.orchestration.reports.pages import Tables, broken_markdown_tables
 from tests.orchestration.samples import metric, sample_sweep, write_sample_sweep
 
@@ -43,14 +49,14 @@ def test_trials_that_failed_or_were_stopped_early_are_not_ranked() -> None:
 
 def test_the_answer_respects_the_intervals() -> None:
     apart = _with_values({"S2-t0.2-s0": 0.30, "N-t0.2-s0": 0.40})
-    assert sweep_answer(apart, ranked(apart)) == (
+    assert summary_sentence(apart, ranked(apart)) == (
         "Combination N, τ 0.2 is best: Shallow classifier mAP 0.400 [0.399, 0.401] (2 finished). "
         "Its interval is above those of all other settings."
     )
     level = _with_values({"S2-t0.2-s0": 0.3995, "N-t0.2-s0": 0.40})
-    assert "The other setting may be equally good" in sweep_answer(level, ranked(level))
+    assert "The other setting may be equally good" in summary_sentence(level, ranked(level))
     nothing = sample_sweep().changed({"trials": ()})
-    assert sweep_answer(nothing, ranked(nothing)) == "No trial has a metric yet (no trials)."
+    assert summary_sentence(nothing, ranked(nothing)) == "No trial has a metric yet (no trials)."
 
 
 def test_heat_map_is_combination_by_temperature_with_gaps_for_unfinished_settings() -> None:

@@ -172,7 +172,7 @@ def test_a_share_of_a_gpu_cannot_span_two_gpus() -> None:
 
 def test_one_bundle_never_spans_two_nodes() -> None:
     with pytest.raises(SepsceneError, match="largest node for it has 4 CPU and 1 GPU"):
-        check_placement([Demand("trainer", 6, 1, knobs="k")], [Node("a", 4, 1), Node("b", 4, 1)])
+        check_placement([Demand("trainer", 6, 1, fields="k")], [Node("a", 4, 1), Node("b", 4, 1)])
 
 
 @pytest.mark.parametrize(

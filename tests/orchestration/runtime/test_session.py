@@ -77,7 +77,7 @@ def test_custom_code_of_every_trial_is_imported_before_a_sweep_starts(nano: Expe
     other = nano.changed({"encoder": {"use": "no_such_lab.nets:Net"}})
     with (
         pytest.raises(SepsceneError, match=r"no_such_lab\.nets:Net .*Code that is not installed is sent along"),
-        prepared_session(nano, others=[nano, other]),
+        prepared_session(nano, further_experiments=[nano, other]),
     ):
         pass
 

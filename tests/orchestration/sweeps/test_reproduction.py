@@ -41,15 +41,15 @@ def test_a_trial_is_the_row_with_the_shared_parts_and_the_baseline_row_evaluates
 
 
 def test_a_row_that_is_finished_under_its_other_name_is_not_run_again(tmp_path: Path) -> None:
-    from sepscene.orchestration.sweeps.reproduction import _finished_as_twin
+    from sepscene.orchestration.sweeps.reproduction import _is_finished_under_other_name
 
     done = tmp_path / "trials" / "table2-mix-chan+specaug,seed=0"
     done.mkdir(parents=True)
-    twin, other = (named_experiment(row, "tiny") for row in ("table4/S2/simclr", "table4/N/simclr"))
-    assert not _finished_as_twin(twin, 0, tmp_path)
+    shared, other = (named_experiment(row, "tiny") for row in ("table4/S2/simclr", "table4/N/simclr"))
+    assert not _is_finished_under_other_name(shared, 0, tmp_path)
     (done / "finished").touch()
-    assert _finished_as_twin(twin, 0, tmp_path) and not _finished_as_twin(twin, 1, tmp_path)
-    assert not _finished_as_twin(other, 0, tmp_path)
+    assert _is_finished_under_other_name(shared, 0, tmp_path) and not _is_finished_under_other_name(shared, 1, tmp_path)
+    assert not _is_finished_under_other_name(other, 0, tmp_path)
 
 
 def test_a_run_is_reported_as_a_row_with_its_seed_and_its_untrained_encoder() -> None:

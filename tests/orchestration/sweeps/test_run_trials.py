@@ -29,7 +29,9 @@ from sepscene.orchestration.sweeps.trial_status import Outcome, Pace, progress_l
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
-CLIPS, STEPS = 32, 8  # nano's global batch of 16 and 4 epochs
+# nano's global batch of 16 and 4 epochs
+CLIPS = 32
+STEPS = 8
 CHEAP = {"resources.validation_cpus": 0.1, "resources.trainers": 1}
 STEP_SECONDS = 1.0
 """Long enough for Tune to stop a trial before its next steps, even on a busy machine."""
@@ -148,6 +150,6 @@ def test_the_progress_is_shown_in_one_line() -> None:
     found = [Outcome(trial, status, None, "") for status in ("finished", "failed", "finished", "unfinished")]
     assert progress_line(found) == "3 of 4 trials have ended: 2 finished, 1 failed"
     pace = Pace(found[:1] + found[3:] * 3)
-    pace.begun -= 600
+    pace.started -= 600
     assert pace.time_left(found[:1] + found[3:] * 3) == ""  # none since the command started
     assert pace.time_left(found) == ", about 5 min left"  # two in ten minutes, one left

@@ -32,7 +32,9 @@ def test_the_mlflow_runs_of_unfinished_trials_are_closed(tmp_path: Path) -> None
     from sepscene.orchestration.sweeps.run_trials import close_runs
     from sepscene.orchestration.sweeps.trial_status import outcomes
 
-    uri, trials, runs = f"sqlite:///{tmp_path}/mlflow.db", [], {}
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    trials = []
+    runs = {}
     for name, word in (("died", "failure"), ("behind", "stopped"), ("waits", ""), ("done", "finished")):
         run_dir = tmp_path / "trials" / name
         run_dir.mkdir(parents=True)
@@ -109,7 +111,8 @@ def test_trials_use_fewer_resources_when_more_then_fit(monkeypatch: pytest.Monke
     from sepscene.orchestration.runtime.concurrency import fitting_trials
     from sepscene.orchestration.sweeps import run_trials as trials
 
-    base, console = SCALES["tiny"]().changed({"store.mode": "prefill"}), Console(quiet=True, record=True)
+    base = SCALES["tiny"]().changed({"store.mode": "prefill"})
+    console = Console(quiet=True, record=True)
     monkeypatch.setattr(trials, "cluster_nodes", lambda: [Node("laptop", 2)])
     narrow = trials.narrow_resources(base, console)
     assert (narrow.trainers, narrow.separation_actors) == (1, 1)

@@ -51,7 +51,8 @@ def test_a_sweep_continues_after_its_driver_was_killed_and_repeats_nothing(
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     process = start_sweep(storage, "--id", "whole")
-    sweep, log = storage / "whole", storage / "log"
+    sweep = storage / "whole"
+    log = storage / "log"
     try:
         wait_for(lambda: any(sweep.glob("trials/*/finished")), process, log)
     finally:

@@ -24,7 +24,8 @@ def bundle(nano: Experiment, tmp_path: Path) -> Path:
 
 
 def test_a_start_encoder_sets_the_trunk_but_not_the_heads(nano: Experiment, bundle: Path) -> None:
-    fresh, started = build_objective(nano), build_objective(nano)
+    fresh = build_objective(nano)
+    started = build_objective(nano)
     start_from(started, bundle)
     theirs = load_encoder(bundle).trunk.state_dict()
     for name, weight in started.trunk.state_dict().items():

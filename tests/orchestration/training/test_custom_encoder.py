@@ -16,7 +16,7 @@ from sepscene.orchestration.presets import named_experiment
 from sepscene.orchestration.records.checkpoints import read_checkpoint, write_checkpoint
 from sepscene.orchestration.training.builders import build_objective, check_parts, check_start, encoder_of
 from sepscene.orchestration.training.flops import encoder_flops, step_flops
-from sepscene.orchestration.training.pretrainer import Pretrainer, Views
+from sepscene.orchestration.training.pretrainer import Pretrainer, ViewInputs
 from tests.custom_code import write_package
 from tests.orchestration.training.test_pretraining import CPU, batch, consumed, weights
 
@@ -83,9 +83,11 @@ def test_a_step_equals_that_of_a_plain_loop(nano: Experiment, which: str) -> Non
     """The plain loop calls the objective directly and uses torch's AdamW; the weights agree to 1e-6."""
     experiment = with_encoder(nano, which).changed({"training.weight_decay": 0.0, "training.warmup_share": 0.0})
     check_parts(experiment)
-    trainer, plain = Pretrainer(experiment, 24, CPU), build_objective(experiment)
+    trainer = Pretrainer(experiment, 24, CPU)
+    plain = build_objective(experiment)
     rows = batch(0)
-    views, front = np.stack([rows["view_1"], rows["view_2"]], 1).astype(np.float32) / 32767, Views(experiment)
+    views = np.stack([rows["view_1"], rows["view_2"]], 1).astype(np.float32) / 32767
+    front = ViewInputs(experiment)
     seen = front(torch.from_numpy(views), rows)
     assert seen[0].ndim == (2 if which == "WaveNet" else 3)
     result = plain(*seen)

@@ -18,12 +18,16 @@ def test_the_networks_of_the_paper() -> None:
 def test_an_encoder_is_the_sum_of_its_layers(nano: Experiment, frames: int, mel_bands: int) -> None:
     """The last case is scale mini: one position is left before the last block, which once ended a run."""
     config = Cnn14Config.tiny(embedding_dim=40).changed({"mel_bands": mel_bands})
-    total, inputs, rows, bands = 0, 1, frames, config.mel_bands
+    total = 0
+    inputs = 1
+    rows = frames
+    bands = config.mel_bands
     for number, channels in enumerate(config.widths, start=1):
         total += rows * bands * 9 * (inputs + channels) * channels
         inputs = channels
         if number < len(config.widths):
-            rows, bands = rows // 2, bands // 2
+            rows = rows // 2
+            bands = bands // 2
     experiment = nano.changed(
         {"encoder": config.model_dump(), "views.patch_seconds": frames / 100, "front_end.mel_bands": mel_bands}
     )

@@ -62,7 +62,8 @@ def test_a_local_trainer_gives_the_same_numbers_and_continues_from_its_checkpoin
     pretrain(experiment, train_clips, {}, tmp_path / "train", STAGE, callbacks=[RunName(name)])
     pretrain(experiment, train_clips, {}, tmp_path / "local", STAGE)
     assert name.read_text() == f"train-{STAGE}"  # so the dashboard distinguishes the runs of a sweep
-    expected, found = metrics_of(tmp_path / "train"), metrics_of(tmp_path / "local")
+    expected = metrics_of(tmp_path / "train")
+    found = metrics_of(tmp_path / "local")
     assert [record["step"] for record in expected if "loss" in record] == [1, 2, 3, 4, 5, 6]
     assert [record["step"] for record in expected if "validation_knn_map" in record] == [4, 6]
     assert found == expected  # to the last bit

@@ -64,7 +64,8 @@ def test_a_step_equals_the_formula_of_adamw() -> None:
 
 
 def test_its_state_resumes_bit_for_bit() -> None:
-    straight, resumed = build(), build()
+    straight = build()
+    resumed = build()
     optimizer = adamw(straight, TRAINING, CPU)
     for seed in (1, 2):
         set_gradients(straight, seed)

@@ -37,6 +37,7 @@ def test_readers_and_separators_get_the_precision() -> None:
 def test_a_prefill_is_of_one_precision(tmp_path) -> None:  # type: ignore[no-untyped-def]
     names = FLOAT32.views.combination
     save_separator(TDCNpp(TDCNppConfig.tiny()), tmp_path, {})
-    ladder, train = dict.fromkeys(names, str(tmp_path)), make_manifest([Clip("a", "a", (), "train")], "here")
+    ladder = dict.fromkeys(names, str(tmp_path))
+    train = make_manifest([Clip("a", "a", (), "train")], "here")
     keys = {prefill_key(experiment, train, ladder) for experiment in (FLOAT32, FLOAT32, BFLOAT16)}
     assert len(keys) == 2

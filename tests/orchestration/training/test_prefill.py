@@ -34,12 +34,15 @@ class Actors:
         lost: for each pass, the (uri, processor) whose entry is not stored.
         bad: a clip that cannot be used.
         """
-        self.lost, self.bad, self.passes = lost, bad, list[list[str]]()
+        self.lost = lost
+        self.bad = bad
+        self.passes = list[list[str]]()
 
     def __call__(
         self, experiment: Experiment, clips: Manifest, ladder: dict[str, str], store: SeparatedStore
     ) -> Iterator[dict[str, np.ndarray]]:
-        stored, uris = StoredViews(service_settings(experiment, ladder), store), clips.clips["uri"].to_pylist()
+        stored = StoredViews(service_settings(experiment, ladder), store)
+        uris = clips.clips["uri"].to_pylist()
         lost = self.lost[len(self.passes)]
         self.passes.append(uris)
         rows = [(n, k) for n in range(len(uris)) for k in range(len(stored.digests))]

@@ -97,8 +97,9 @@ def weights(one: Pretrainer) -> list[torch.Tensor]:
 
 
 def test_a_bad_step_changes_no_weight_and_no_running_average(nano: Experiment, tmp_path: Path) -> None:
-    one, folder = worker(nano), RunFolder(tmp_path).stage("pretrain")
-    hook = BadSteps(folder, one.bad_rows, most=10)
+    one = worker(nano)
+    folder = RunFolder(tmp_path).stage("pretrain")
+    hook = BadSteps(folder, one.bad_rows, max_steps=10)
     trained(one, [batch(0)], hook)
     before = weights(one)
     spoil_the_weights(one)
@@ -112,15 +113,16 @@ def test_a_bad_step_changes_no_weight_and_no_running_average(nano: Experiment, t
 
 
 def test_bad_steps_count_over_restarts(nano: Experiment, tmp_path: Path) -> None:
-    one, folder = worker(nano), RunFolder(tmp_path).stage("pretrain")
+    one = worker(nano)
+    folder = RunFolder(tmp_path).stage("pretrain")
     spoil_the_weights(one)
-    (step,) = trained(one, [batch(0)], BadSteps(folder, one.bad_rows, most=1)).steps
+    (step,) = trained(one, [batch(0)], BadSteps(folder, one.bad_rows, max_steps=1)).steps
     assert not step.fatal
     write_checkpoint(tmp_path / "step-00000001", one.state())
     again = worker(nano, tmp_path / "step-00000001")
     assert again.bad_rows == [list(range(8))] and again.step == 1
     spoil_the_weights(again)
-    (step,) = trained(again, [batch(1), batch(2)], BadSteps(folder, again.bad_rows, most=1)).steps
+    (step,) = trained(again, [batch(1), batch(2)], BadSteps(folder, again.bad_rows, max_steps=1)).steps
     assert "2 steps had a NaN" in step.fatal and "rows of the last one: 8, 9, 10" in step.fatal
 
 
@@ -142,7 +144,7 @@ def test_replay_uses_the_rows_of_the_last_bad_step(nano: Experiment, tmp_path: P
     with pytest.raises(SepsceneError, match="has skipped no step"):
         last_bad_rows(tmp_path)
     one = worker(nano)
-    hook = BadSteps(RunFolder(tmp_path).stage(pretraining_stage(nano.views.pair)), one.bad_rows, most=10)
+    hook = BadSteps(RunFolder(tmp_path).stage(pretraining_stage(nano.views.pair)), one.bad_rows, max_steps=10)
     for step in range(2):
         spoil_the_weights(one)
         trained(one, [batch(step)], hook)
@@ -183,7 +185,8 @@ def test_microbatches_give_the_losses_of_the_whole_batch(nano: Experiment) -> No
         one.objective.eval()  # in training mode, BatchNorm uses the statistics of a microbatch
     for step in range(2):
         rows = batch(step, spoiled=(0, 3))
-        expected, metrics = consumed(whole, rows), consumed(small, rows)
+        expected = consumed(whole, rows)
+        metrics = consumed(small, rows)
         for name in ("loss", "similarity", "coincidence"):
             assert metrics[name] == pytest.approx(expected[name], rel=1e-5), name
         assert metrics["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=2e-4)  # sums of float32

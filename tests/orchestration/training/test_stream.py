@@ -17,7 +17,7 @@ from sepscene.orchestration.cli.main import app
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.runtime.ray_compat import configure_data
-from sepscene.orchestration.training.pretrainer import Views, pcm_pair
+from sepscene.orchestration.training.pretrainer import ViewInputs, pcm_pair
 from sepscene.orchestration.training.row_draws import DrawRows
 from sepscene.orchestration.training.stream import prefill_stream, schedule_of, service_settings, view_stream
 from sepscene.tasks.datasets.readers import Manifest
@@ -90,7 +90,7 @@ def test_actors_carry_the_name_of_their_run(nano: Experiment, train_clips: Manif
     """So that Ray's dashboard, and `ps`, distinguish the actors of several runs."""
     rows = Ledger(nano.training.epochs * len(train_clips))
     for pair, actor in (("mix-chan", "SeparationService"), ("mix-mix", "ViewMaker")):
-        stream = view_stream(nano.changed({"views.pair": pair}), train_clips, ladder, rows, shown="run-stage")
+        stream = view_stream(nano.changed({"views.pair": pair}), train_clips, ladder, rows, run_name="run-stage")
         assert f"{actor} of run-stage" in repr(stream)
 
 
@@ -112,7 +112,8 @@ def test_the_draws_of_augmentations_reach_one_or_two_trainers(
 
     @ray.remote(num_cpus=0.1)
     def read(shard: ray.data.DataIterator) -> dict[int, np.ndarray]:
-        views, seen = Views(experiment), {}
+        views = ViewInputs(experiment)
+        seen = {}
         for batch in shard.iter_batches(batch_size=experiment.training.service_rows, batch_format="numpy"):
             real = {name: column[batch["row"] != FILLER] for name, column in batch.items()}
             logmel_B2LF = torch.stack(views(pcm_pair(real, "view", torch.device("cpu")), real), dim=1).numpy()
@@ -130,7 +131,7 @@ def test_the_draws_of_augmentations_reach_one_or_two_trainers(
     )
     settings = service_settings(experiment, ladder)
     block = SeparationService(settings)(ClipReader(settings)(rows({"id": np.arange(schedule.rows)})))
-    expected = torch.stack(Views(experiment)(pcm_pair(block, "view", torch.device("cpu")), block), dim=1).numpy()
+    expected = torch.stack(ViewInputs(experiment)(pcm_pair(block, "view", torch.device("cpu")), block), dim=1).numpy()
     assert 0 < block["gain_on"].sum() < 2 * schedule.rows and block["mixture_2"].any()
     for seen in found:
         assert sorted(seen) == list(range(schedule.rows))

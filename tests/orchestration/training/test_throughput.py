@@ -82,7 +82,8 @@ def test_metrics_follow_from_the_costs_in_rows() -> None:
 def test_fillers_and_unusable_rows_are_not_counted() -> None:
     balance = StreamBalance(experiment(**{"resources.trainers": 1}), torch.device("cpu"))
     some = batch(8)
-    some["row"][6:], some["fault"][:2] = FILLER, "torn"
+    some["row"][6:] = FILLER
+    some["fault"][:2] = "torn"
     balance.before_step(some, waited_seconds=0.0)
     balance.begin -= 1.0
     metrics = balance.metrics()

@@ -29,7 +29,8 @@ a.wav,dog,train,99
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    rng, folder = np.random.default_rng(0), tmp_path / "data"
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "data"
     folder.mkdir()
     soundfile.write(folder / "a.wav", rng.uniform(-0.5, 0.5, (16_000, 2)), 16_000)
     soundfile.write(folder / "b.flac", rng.uniform(-0.5, 0.5, 88_200), 44_100)
@@ -78,7 +79,7 @@ def test_how_recordings_sound(tmp_path: Path) -> None:
     assert [name for name, _ in result.corrupt] == ["int16.wav"] and "1 silent, every sample is 0" in result.text()
 
 
-def test_findings(root: Path) -> None:
+def test_an_audit_reports_missing_damaged_and_unlabelled_clips_and_formats(root: Path) -> None:
     done: list[int] = []
     result = audit(read_manifest("table", str(root)), 2, done.append)
     assert done == list(range(1, 9)), "each recording once, although three clips share one"

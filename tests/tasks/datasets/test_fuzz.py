@@ -98,7 +98,9 @@ def test_only_typed_errors_are_raised(tmp_path: Path, kind: str) -> None:
     (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
     (tmp_path / "a.arrow").write_bytes(arrow_file())
     (tmp_path / "aaaaaaaaaaa.wav").write_bytes(sound("WAV"))
-    rng, end, tried = np.random.default_rng(len(kind)), time.monotonic() + SECONDS, 0
+    rng = np.random.default_rng(len(kind))
+    end = time.monotonic() + SECONDS
+    tried = 0
     while time.monotonic() < end or tried < 20:
         data = damaged(originals[tried % len(originals)], rng)
         (tmp_path / name).write_bytes(data)

@@ -113,7 +113,9 @@ class TestAudioSet:
             (FILES | {"eval_segments.csv": 'abcdefghijk, 1, 2, "' + 200_000 * "x"}, "cannot be read as CSV"),
         ],
     )
-    def test_refusals(self, tmp_path: Path, files: dict[str, str], message: str) -> None:
+    def test_invalid_segment_files_are_refused_with_the_reason(
+        self, tmp_path: Path, files: dict[str, str], message: str
+    ) -> None:
         with pytest.raises(ManifestError, match=message):
             read_manifest("audioset", write(tmp_path, files))
 
@@ -217,7 +219,9 @@ class TestShards:
             ({"a.txt": b"no audio"}, "the data set is empty"),
         ],
     )
-    def test_refusals(self, tmp_path: Path, members: dict[str, bytes], message: str) -> None:
+    def test_archives_with_bad_labels_or_without_sound_are_refused_with_the_reason(
+        self, tmp_path: Path, members: dict[str, bytes], message: str
+    ) -> None:
         tar(tmp_path / "s.tar", members)
         with pytest.raises(ManifestError, match=message):
             read_manifest("shards", str(tmp_path))
@@ -275,7 +279,7 @@ class TestParquet:
         assert rows(manifest) == [("all.parquet#0", ["a", "b"], "x"), ("all.parquet#1", [], "y")]
         assert manifest.clips["offset_seconds"].to_pylist() == [0.0, 0.01]
 
-    def test_refusals(self, tmp_path: Path) -> None:
+    def test_tables_without_audio_or_with_unreadable_labels_are_refused(self, tmp_path: Path) -> None:
         pq.write_table(pa.table({"sound": [b""]}), tmp_path / "a.parquet")
         with pytest.raises(ManifestError, match="no column `audio`; it has sound"):
             read_manifest("parquet", str(tmp_path))
@@ -318,7 +322,9 @@ class TestFolder:
             ({"metadata.jsonl": '{"file_name": "a"}\n{"label": 1}\n'}, "row 2 has no value for file_name"),
         ],
     )
-    def test_refusals(self, tmp_path: Path, files: dict[str, str], message: str) -> None:
+    def test_invalid_metadata_files_are_refused_with_the_reason(
+        self, tmp_path: Path, files: dict[str, str], message: str
+    ) -> None:
         with pytest.raises(ManifestError, match=message):
             read_manifest("folder", write(tmp_path, files))
 

@@ -87,7 +87,8 @@ class TestTable:
         table = {"uri": ["a.wav", "b/c.wav", "d.wav"], "labels": [["dog", "cat"], [], ["cat"]]}
         table["split"] = ["train", "test", "train"]
         pq.write_table(pa.table(table), tmp_path / "other.parquet")
-        by_folder, by_file = read_manifest("table", root), read_manifest("table", f"{root}/manifest.csv")
+        by_folder = read_manifest("table", root)
+        by_file = read_manifest("table", f"{root}/manifest.csv")
         by_parquet = read_manifest("table", f"{root}/other.parquet")
         assert by_folder.digest() == by_file.digest() == by_parquet.digest()
         assert by_folder.clips["uri"].to_pylist()[1] == f"{root}/b/c.wav"
@@ -155,7 +156,7 @@ class TestTable:
             ("uri,labels,split,offset_seconds\na.wav,x,train,nan\n", "row 2: offset_seconds is 'nan'"),
         ],
     )
-    def test_bad_tables(self, tmp_path: Path, text: str, message: str) -> None:
+    def test_a_table_with_a_bad_row_is_refused_with_the_row(self, tmp_path: Path, text: str, message: str) -> None:
         root = write(tmp_path, {"manifest.csv": text})
         with pytest.raises(ManifestError, match=message) as caught:
             read_manifest("table", root)
@@ -281,7 +282,7 @@ class TestDirectory:
             f"mock://zoo/data/{n}" for n in ("cat/c.wav", "dog/a.wav", "dog/b.wav")
         ]
 
-    def test_remote_names_with_signs_of_uris(self) -> None:
+    def test_names_of_remote_files_can_contain_reserved_characters_of_uris(self) -> None:
         filesystem, path = filesystem_of("mock://zoo/odd?region=here")
         filesystem.create_dir(f"{path}/dog", recursive=True)
         for name in ("a b.wav", "50%.wav", "c#1?.wav"):

@@ -22,7 +22,8 @@ def test_conversion_keeps_parameters_buffers_and_names() -> None:
 def test_one_worker_equals_torch() -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 3, 5, 2)
-    plain, ours = nn.BatchNorm2d(3), synchronise_batchnorm(nn.BatchNorm2d(3))
+    plain = nn.BatchNorm2d(3)
+    ours = synchronise_batchnorm(nn.BatchNorm2d(3))
     assert torch.equal(plain(x), ours(x))
     torch.testing.assert_close(dict(plain.named_buffers()), dict(ours.named_buffers()), rtol=0, atol=0)
     assert torch.equal(plain.eval()(x), ours.eval()(x))

@@ -52,7 +52,8 @@ def build(
     torch.manual_seed(0)
     config = Cnn14Config(widths=(4, 4, 8, 8, 8, 8), embedding_dim=6, mel_bands=32)
     chosen = {"similarity": similarity or NtXentSettings(), "coincidence": CoincidenceSettings(), **(more or {})}
-    trunk, sizes = Cnn14(config), HeadSizes(embedding_dim=6, hidden=10, projection=5)
+    trunk = Cnn14(config)
+    sizes = HeadSizes(embedding_dim=6, hidden=10, projection=5)
     terms = {name: build_term(name, settings, sizes) for name, settings in chosen.items()}
     # With fixed statistics of BatchNorm, chunks and the whole batch are the same function.
     return JointObjective(trunk, terms).to(dtype).train(not fixed)
@@ -138,7 +139,8 @@ def one_process(case: dict[str, Any], sizes: tuple[int, ...]) -> dict[str, Any]:
 
 
 def difference(actual: Tensor, expected: Tensor) -> float:
-    actual, expected = actual.double(), expected.double()
+    actual = actual.double()
+    expected = expected.double()
     return float(
         (actual - expected).norm() / expected.norm().clamp_min(1e-3)
     )  # some are 0: VICReg is invariant to shifts
@@ -182,5 +184,6 @@ def test_local_statistics_would_leak() -> None:
     trunk: nn.Module = build().trunk
     (views,) = global_views(4, torch.float64)[:1]
     with torch.no_grad():
-        alone, together = trunk(views[:2]), trunk(views)[:2]
+        alone = trunk(views[:2])
+        together = trunk(views)[:2]
     assert difference(alone, together) > 0.01

@@ -43,7 +43,9 @@ def is_a_test(found: PairedTest) -> None:
 @st.composite
 def predictions(draw: st.DrawFn) -> Predictions:
     """A few clips and classes; scores and embeddings have few different values, so there are many ties."""
-    clips, classes, perceptrons = draw(st.integers(1, 7)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    clips = draw(st.integers(1, 7))
+    classes = draw(st.integers(1, 3))
+    perceptrons = draw(st.integers(1, 2))
 
     def table(width: int, value: st.SearchStrategy[float]) -> np.ndarray:
         constant = draw(st.booleans())
@@ -87,7 +89,8 @@ def test_every_metric_is_in_its_interval(predictions: Predictions) -> None:
 def test_two_runs_compared_on_the_same_clips(one: Predictions, two: Predictions) -> None:
     """Also a run with itself, where p is 1."""
     try:
-        a, b = measure(one), measure(two)
+        a = measure(one)
+        b = measure(two)
     except EvaluationError:
         return
     for name, interval in a.metrics.items():
@@ -118,7 +121,8 @@ def test_a_bootstrap_interval_contains_its_metric(value: float, replicates: list
 def test_over_seeds(pairs: list[tuple[float, float]]) -> None:
     a, b = ([pair[side] for pair in pairs] for side in (0, 1))
     holds(t_interval(a))
-    found, back = paired_t(a, b), paired_t(b, a)
+    found = paired_t(a, b)
+    back = paired_t(b, a)
     is_a_test(found)
     assert found.p == back.p and found.difference.value == -back.difference.value
     assert paired_t(a, a).p in (None, 1.0)

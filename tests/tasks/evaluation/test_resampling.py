@@ -31,10 +31,12 @@ def rare(ties: bool = False, clips: int = 50) -> tuple[np.ndarray, np.ndarray]:
 
 def slow_average_precision(score: np.ndarray, target: np.ndarray, weight: np.ndarray) -> float:
     """Average precision over drawn clips: each positive counts itself once, other clips as often as they were drawn."""
-    total, positives = 0.0, 0.0
+    total = 0.0
+    positives = 0.0
     for i in np.flatnonzero(target & (weight > 0)):
         others = [j for j in range(len(score)) if j != i and score[j] >= score[i]]
-        hits, above = sum(weight[j] * target[j] for j in others), sum(weight[j] for j in others)
+        hits = sum(weight[j] * target[j] for j in others)
+        above = sum(weight[j] for j in others)
         total += weight[i] * (hits + 1) / (above + 1)
         positives += weight[i]
     return total / positives if positives else np.nan
@@ -111,7 +113,8 @@ def test_lost_classes_keep_their_metric_and_rare_ones_are_pooled_as_in_the_slow_
     drawn_RK = weights.T @ targets
     assert (drawn_RK[:, 1:4] == 0).any(axis=0).all() and (drawn_RK[:, 4] == 50).any()
     for r in range(60):
-        precision, area = own_precision.copy(), own_area.copy()
+        precision = own_precision.copy()
+        area = own_area.copy()
         for k in np.flatnonzero(drawn_RK[r] > 0):
             precision[k] = slow_average_precision(scores[:, k], targets[:, k], weights[:, r])
         for k in np.flatnonzero((drawn_RK[r] > 0) & (drawn_RK[r] < 50)):
@@ -126,12 +129,14 @@ def test_lost_classes_keep_their_metric_and_rare_ones_are_pooled_as_in_the_slow_
 def test_query_by_example_is_the_slow_loop(make: Callable[[], tuple[np.ndarray, np.ndarray]]) -> None:
     _, targets = make()
     h = np.random.default_rng(3).standard_normal((50, 6))
-    weights, unit = resample(50, 40), unit_length(h)
+    weights = resample(50, 40)
+    unit = unit_length(h)
     found = resampled_retrieval(h, targets, weights, clips=8, seed=2)
     own = query_by_example(h, targets, clips=8, seed=2).average_precision.per_class
     lost = 0
     for r in range(0, 40, 5):
-        per_class, share = own.copy(), np.zeros(len(own))
+        per_class = own.copy()
+        share = np.zeros(len(own))
         for k, (positive, negative) in enumerate(choose(targets, 8, 2)):
             pairs = [(i, j, True) for n, i in enumerate(positive) for j in positive[n + 1 :]]
             pairs += [(i, j, False) for i in positive for j in negative]
@@ -171,7 +176,8 @@ def test_many_classes_of_one_clip_leave_the_estimate_inside_its_interval(strengt
         targets = draw.random((200, 16)) < 0.15
         targets[:, 8:] = np.arange(200)[:, None] == draw.integers(0, 200, 8)
         scores = draw.standard_normal(targets.shape) + targets * np.repeat([3.0, strength], 8)
-        found, weights = resampled_scores(scores, targets, resample(200, 150, seed)), resample(200, 150, seed)
+        found = resampled_scores(scores, targets, resample(200, 150, seed))
+        weights = resample(200, 150, seed)
         by_example = query_by_example(scores, targets, clips=20).average_precision.value
         by_metric = {
             mean_average_precision(scores, targets).value: found.map_R,
@@ -199,7 +205,8 @@ def spread(metric: Callable[[np.ndarray, np.ndarray], float], trials: int = 60) 
 
 def test_resamples_have_the_mean_of_the_estimate_and_the_spread_of_new_test_sets() -> None:
     mean, deviation = spread(lambda scores, targets: mean_average_precision(scores, targets).value)
-    bias, widths = [], []
+    bias = []
+    widths = []
     for seed in range(20):
         scores, targets = scored(clips=120, seed=seed)
         replicates = resampled_scores(scores, targets, resample(120, 200)).map_R
@@ -213,7 +220,9 @@ def test_resamples_have_the_mean_of_the_estimate_and_the_spread_of_new_test_sets
 
 def test_resamples_with_many_classes_of_one_clip_have_the_spread_of_new_test_sets() -> None:
     """A class with one clip hardly varies: without pooling, intervals would be half as wide as they should be."""
-    values, bias, widths = [], [], []
+    values = []
+    bias = []
+    widths = []
     for seed in range(40):
         draw = np.random.default_rng(seed)
         targets = draw.random((128, 16)) < 0.08

@@ -18,13 +18,15 @@ def slow_query_by_example(h: np.ndarray, positives: np.ndarray, negatives: np.nd
     """Compute the distance of each pair, rank all pairs, and average the precision at the (positive, positive) ones."""
 
     def distance(a: np.ndarray, b: np.ndarray) -> float:
-        a, b = a.astype(np.float64), b.astype(np.float64)
+        a = a.astype(np.float64)
+        b = b.astype(np.float64)
         return 1 - float(a @ b) / (float(a @ a) ** 0.5 * float(b @ b) ** 0.5)
 
     pairs = [(distance(h[p], h[q]), True) for i, p in enumerate(positives) for q in positives[i + 1 :]]
     pairs += [(distance(h[p], h[n]), False) for p in positives for n in negatives]
     pairs.sort()
-    hits, precisions = 0, []
+    hits = 0
+    precisions = []
     for rank, (_, relevant) in enumerate(pairs, start=1):
         if relevant:
             hits += 1

@@ -57,8 +57,11 @@ def test_every_metric_has_an_interval_around_it() -> None:
 
 def test_perceptrons_differ_in_their_seed_and_the_interval_covers_them() -> None:
     """The metric is the mean over perceptrons, each as if trained alone; its interval covers clips and perceptrons."""
-    several, (train, test) = scored(), (embedded(120, 0), embedded(60, 1))
-    values, replicates = [], []
+    several = scored()
+    train = embedded(120, 0)
+    test = embedded(60, 1)
+    values = []
+    replicates = []
     for seed in range(3):
         (alone_BK,), _ = train_perceptrons(*train, test[0], SETTINGS.changed({"perceptrons": 1, "seed": seed}))
         np.testing.assert_allclose(several.predictions.scores["shallow"][seed], alone_BK, rtol=0, atol=1e-5)
@@ -84,7 +87,8 @@ def test_the_table_of_classes() -> None:
 
 
 def test_the_same_input_gives_the_same_metrics() -> None:
-    first, again = scored(), scored()
+    first = scored()
+    again = scored()
     assert first.metrics == again.metrics and first.per_class == again.per_class
     assert measure(first.predictions).metrics == first.metrics
     without = scored(SETTINGS.changed({"bootstrap": 0}))
@@ -101,7 +105,8 @@ def test_accuracy_where_each_clip_has_one_label() -> None:
 
 
 def test_undefined_metrics_are_noted() -> None:
-    (train_h, train_targets), (test_h, _) = embedded(120, 0), embedded(2, 1)
+    train_h, train_targets = embedded(120, 0)
+    test_h, _ = embedded(2, 1)
     test_targets = np.eye(4, dtype=bool)[:2]  # two classes with a single positive: no pairs for query by example
     found = score_embeddings(train_h, train_targets, test_h, test_targets, ["a", "b", "c", "d"], SETTINGS)
     assert "qbe_map" not in found.metrics and "shallow_map" in found.metrics
@@ -150,13 +155,16 @@ def test_invalid_input_is_refused() -> None:
 
 def test_clips_without_a_label_are_left_out_of_probes_and_tests() -> None:
     """They are not negative examples: adding sounds without labels changes no metric."""
-    train, test = embedded(120, 0), embedded(60, 1)
-    (more_train, more_test), nothing = (embedded(40, seed)[0] for seed in (2, 3)), np.zeros((40, 4), bool)
+    train = embedded(120, 0)
+    test = embedded(60, 1)
+    more_train, more_test = (embedded(40, seed)[0] for seed in (2, 3))
+    nothing = np.zeros((40, 4), bool)
     extended = [
         np.concatenate(pair) for pair in zip((*train, *test), (more_train, nothing, more_test, nothing), strict=True)
     ]
     names = ["a", "b", "c", "d"]
-    alone, found = score_embeddings(*train, *test, names, SETTINGS), score_embeddings(*extended, names, SETTINGS)
+    alone = score_embeddings(*train, *test, names, SETTINGS)
+    found = score_embeddings(*extended, names, SETTINGS)
     assert found.metrics == alone.metrics
     assert found.notes[:2] == (
         "left out, without a label: 40 of 160 training clips",
@@ -170,7 +178,8 @@ def test_clips_without_a_label_are_left_out_of_cross_validation() -> None:
     h, targets = embedded(90, 0, single=True)
     folds = np.array(["1", "2", "3"])[np.arange(90) % 3].tolist()
     alone = cross_validate(h, targets, folds, settings=SETTINGS)
-    h, targets = np.concatenate([h, h[:30]]), np.concatenate([targets, np.zeros((30, 4), bool)])
+    h = np.concatenate([h, h[:30]])
+    targets = np.concatenate([targets, np.zeros((30, 4), bool)])
     found = cross_validate(h, targets, folds + ["1"] * 30, settings=SETTINGS)
     assert found.metrics == alone.metrics
     assert found.notes == ("left out, without a label: 30 of 120 clips", *alone.notes)
@@ -178,7 +187,8 @@ def test_clips_without_a_label_are_left_out_of_cross_validation() -> None:
 
 def test_probes_are_not_evaluated_on_a_class_that_occurs_only_in_test() -> None:
     """No probe can learn it, so it is left out of their means; query by example needs no training."""
-    (train_h, train_targets), (test_h, test_targets) = embedded(120, 0, single=True), embedded(60, 1, single=True)
+    train_h, train_targets = embedded(120, 0, single=True)
+    test_h, test_targets = embedded(60, 1, single=True)
     known = ~train_targets[:, 3]
     found = score_embeddings(train_h[known], train_targets[known], test_h, test_targets, list("abcd"), SETTINGS)
     assert "left out, no positive training clip: d" in found.notes

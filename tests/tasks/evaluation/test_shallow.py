@@ -47,7 +47,8 @@ def precision(data: Split, hidden: int = 32, epochs: int = 40) -> float:
 def slow_perceptron(data: Split, settings: ScoringSettings) -> tuple[np.ndarray, int]:
     """One perceptron, trained by a plain loop with PyTorch's own layers."""
     train_h, train_targets, test_h, _ = data
-    mean, deviation = train_h.astype(np.float64).mean(0), train_h.astype(np.float64).std(0)
+    mean = train_h.astype(np.float64).mean(0)
+    deviation = train_h.astype(np.float64).std(0)
     train, test = (torch.tensor((h - mean) / deviation, dtype=torch.float32) for h in (train_h, test_h))
     targets = torch.tensor(train_targets).float()
 
@@ -69,7 +70,8 @@ def slow_perceptron(data: Split, settings: ScoringSettings) -> tuple[np.ndarray,
             yield network
 
     rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.seed + 1))
-    held, others = rows[: int(0.15 * len(train))], rows[int(0.15 * len(train)) :]
+    held = rows[: int(0.15 * len(train))]
+    others = rows[int(0.15 * len(train)) :]
     losses: list[float] = []
     for network in trained(others):
         with torch.no_grad():
@@ -143,7 +145,7 @@ def test_training_does_not_use_the_test_clips() -> None:
     np.testing.assert_allclose(all_scores[:7], some_scores, rtol=1e-5, atol=1e-6)
 
 
-def test_edges() -> None:
+def test_two_clips_collapsed_embeddings_and_unseen_classes_have_scores() -> None:
     train_h, train_targets, test_h, test_targets = split(train=80)
     two, _ = run((train_h[:2], train_targets[:2], test_h, test_targets), epochs=2)
     assert np.isfinite(two).all()

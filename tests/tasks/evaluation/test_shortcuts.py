@@ -25,8 +25,10 @@ def test_the_background_is_what_is_always_present() -> None:
 
 
 def test_only_a_representation_of_the_background_is_reported() -> None:
-    (train_clips, train_NF), (test_clips, test_NF) = clips(300, 1), clips(200, 2)
-    train, test = clip_features(train_clips), clip_features(test_clips)
+    train_clips, train_NF = clips(300, 1)
+    test_clips, test_NF = clips(200, 2)
+    train = clip_features(train_clips)
+    test = clip_features(test_clips)
     mix_FD = np.random.default_rng(3).standard_normal((8, 16))
     shortcut = find_shortcuts(train, train_NF @ mix_FD, test, test_NF @ mix_FD)
     assert shortcut.background > 0.98 and shortcut.level < 0.3 and shortcut.rank == pytest.approx(8, abs=1)
@@ -40,7 +42,8 @@ def test_only_a_representation_of_the_background_is_reported() -> None:
 
 def test_half_of_the_variance() -> None:
     rng = np.random.default_rng(6)
-    x, noise = rng.standard_normal((4_000, 1)), rng.standard_normal((4_000, 1))
+    x = rng.standard_normal((4_000, 1))
+    noise = rng.standard_normal((4_000, 1))
     share = explained_share(x[:2_000], (x + noise)[:2_000], x[2_000:], (x + noise)[2_000:])
     assert share == pytest.approx(0.5, abs=0.04)
 

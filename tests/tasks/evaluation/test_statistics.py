@@ -24,7 +24,8 @@ def test_one_seed_has_no_interval() -> None:
 
 
 def test_the_paired_t_test_is_scipys() -> None:
-    a, b = [0.30, 0.34, 0.29, 0.33], [0.33, 0.35, 0.33, 0.34]
+    a = [0.30, 0.34, 0.29, 0.33]
+    b = [0.33, 0.35, 0.33, 0.34]
     found = paired_t(a, b)
     assert found.p == pytest.approx(stats.ttest_rel(b, a).pvalue)
     assert found.difference.value == pytest.approx(np.mean(b) - np.mean(a))

@@ -13,7 +13,8 @@ from sepscene.models.encoders.heads import CoincidenceHead
 from sepscene.tasks.losses.coincidence import coincidence_loss
 
 D64 = torch.float64
-WIDTH, HIDDEN = 3, 7
+WIDTH = 3
+HIDDEN = 7
 
 
 def setup(n: int = 5, dtype: torch.dtype = D64) -> tuple[CoincidenceHead, Tensor, Tensor]:
@@ -27,7 +28,8 @@ def setup(n: int = 5, dtype: torch.dtype = D64) -> tuple[CoincidenceHead, Tensor
 def slow_coincidence(head: CoincidenceHead, h_m: Tensor, h_c: Tensor) -> Tensor:
     """The formula of paper.md, pair by pair, through the head's own forward."""
     count = len(h_m)
-    positives, negatives = [], []
+    positives = []
+    negatives = []
     for i in range(count):
         for j in range(count):
             g = torch.sigmoid(head(h_m[i : i + 1], h_c[j : j + 1]))[0]

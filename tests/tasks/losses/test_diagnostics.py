@@ -38,7 +38,9 @@ def test_uniformity_is_the_mean_kernel_of_wang_and_isola() -> None:
 
 def test_coincidence_metrics_equal_scikit_learn() -> None:
     torch.manual_seed(0)
-    head, h_m, h_c = CoincidenceHead(4, 9), torch.randn(8, 4), torch.randn(8, 4)
+    head = CoincidenceHead(4, 9)
+    h_m = torch.randn(8, 4)
+    h_c = torch.randn(8, 4)
     with torch.no_grad():
         logits = torch.stack([head(h_m[i : i + 1].expand(8, -1), h_c) for i in range(8)])
         metrics = coincidence_metrics(head, h_m, h_c)

@@ -33,7 +33,8 @@ SIZES = HeadSizes(embedding_dim=4, hidden=8, projection=3)
 def build(coincidence: bool = True, **options: object) -> JointObjective:
     """NT-Xent with these settings, and coincidence prediction."""
     torch.manual_seed(0)
-    trunk, terms = Trunk(), {"similarity": build_term("similarity", NtXentSettings.model_validate(options), SIZES)}
+    trunk = Trunk()
+    terms = {"similarity": build_term("similarity", NtXentSettings.model_validate(options), SIZES)}
     if coincidence:
         terms["coincidence"] = build_term("coincidence", CoincidenceSettings(), SIZES)
     return JointObjective(trunk, terms).double()
@@ -56,7 +57,8 @@ def gradients(objective: JointObjective) -> dict[str, Tensor]:
 
 def test_is_the_weighted_sum_of_its_parts() -> None:
     objective = build(temperature=0.3)
-    head, first = objective.coincidence_head, nt_xent_of(objective)
+    head = objective.coincidence_head
+    first = nt_xent_of(objective)
     assert head is not None
     result = objective(*views(), weights={"coincidence": 0.4})
     h_1, h_2 = objective.encode(*views())
@@ -165,7 +167,8 @@ def chunks(parts: list[Tensor]) -> list[tuple[Tensor, ...]]:
 
 def test_accumulation_equals_the_large_batch() -> None:
     parts = views()
-    large, small = build(learn_temperature=True).eval(), build(learn_temperature=True).eval()
+    large = build(learn_temperature=True).eval()
+    small = build(learn_temperature=True).eval()
     whole = large(*parts, weights={"coincidence": 0.6})
     whole.loss.backward()
     accumulated = accumulate(small, chunks(parts), weights={"coincidence": 0.6})
@@ -175,7 +178,8 @@ def test_accumulation_equals_the_large_batch() -> None:
 
 def test_accumulation_in_training_uses_the_statistics_of_a_chunk_once() -> None:
     parts = views()
-    direct, cached = build(), build()
+    direct = build()
+    cached = build()
     pieces = chunks(parts)[:2]
     h = [torch.cat(view) for view in zip(*(direct.encode(*piece) for piece in pieces), strict=True)]
     direct.loss(*h).loss.backward()
@@ -188,7 +192,8 @@ def test_accumulation_in_training_uses_the_statistics_of_a_chunk_once() -> None:
 
 def test_accumulation_in_bfloat16_keeps_the_graph_of_every_weight() -> None:
     parts = [view.float() for view in views()]
-    whole, cached = build().float().eval(), build().float().eval()
+    whole = build().float().eval()
+    cached = build().float().eval()
     with torch.autocast("cpu", torch.bfloat16):
         result = whole(*parts)
     result.loss.backward()
@@ -206,6 +211,7 @@ def test_views_are_cut_into_as_many_chunks_on_every_worker() -> None:
 
 
 def test_views_without_a_partner_are_refused() -> None:
-    objective, (first, second) = build(), views()
+    objective = build()
+    first, second = views()
     with pytest.raises(ValueError, match="got 5 and 4"):
         objective(first, second[:4])

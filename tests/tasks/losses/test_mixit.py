@@ -81,7 +81,8 @@ def test_shapes_that_do_not_match_are_named() -> None:
 
 def test_si_sdr_closed_forms() -> None:
     time = torch.arange(1000) / 1000
-    tone, other = torch.sin(2 * torch.pi * 5 * time), torch.sin(2 * torch.pi * 7 * time)
+    tone = torch.sin(2 * torch.pi * 5 * time)
+    other = torch.sin(2 * torch.pi * 7 * time)
     # Orthogonal noise of a tenth of the amplitude: 20 dB at any scale.
     for scale in (1e-3, 1.0, 50.0):
         assert si_sdr(scale * (tone + 0.1 * other), tone).item() == pytest.approx(20, abs=1e-3)

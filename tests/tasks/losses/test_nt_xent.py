@@ -46,7 +46,8 @@ def test_equals_the_double_loop(block_bytes: int) -> None:
 
 
 def test_closed_forms() -> None:
-    n, tau = 6, 0.2
+    n = 6
+    tau = 0.2
     together = nt_xent(torch.eye(n, dtype=D64), 3 * torch.eye(n, dtype=D64), temperature=tau)
     assert together.item() == pytest.approx(-log(exp(1 / tau) / (exp(1 / tau) + 2 * n - 2)), rel=1e-12)
     collapsed = nt_xent(torch.ones(n, 4, dtype=D64), torch.ones(n, 4, dtype=D64), temperature=tau)

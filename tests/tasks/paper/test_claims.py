@@ -73,7 +73,8 @@ def test_noise_leaves_all_undecided() -> None:
 def test_only_contrasts_that_were_run_count_against_a_contradiction() -> None:
     """One-sided p = 0.017 against one of two rows is enough; with six rows it is not."""
     metrics = runs(noise=1e-5)
-    best, rival = "table4/S2+N/simclr", "table4/F/simclr"
+    best = "table4/S2+N/simclr"
+    rival = "table4/F/simclr"
     draw = np.array([-0.010, -0.004, -0.013, -0.005])  # paired t over four seeds
     metrics[rival] = {seed: metrics[best][seed] - draw[seed] for seed in range(4)}
     assert decide_claims(metrics)[3].verdict == "undecided"
@@ -115,7 +116,8 @@ def test_missing_rows_and_single_seeds_leave_it_undecided() -> None:
 
 
 def test_intervals_cover_the_test_clips_if_there_are_replicates() -> None:
-    metrics, draw = runs(), np.random.default_rng(0)
+    metrics = runs()
+    draw = np.random.default_rng(0)
     replicates = {
         row: {seed: draw.normal(value, 0.05, 50) for seed, value in by.items()} for row, by in metrics.items()
     }

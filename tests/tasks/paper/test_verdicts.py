@@ -11,14 +11,17 @@ from sepscene.tasks.evaluation.statistics import paired_t
 from sepscene.tasks.paper.claims import PAPER_TABLES, decide_claims
 from sepscene.tasks.paper.verdicts import LEVEL, MARGIN, Contrasted, contrasted, decide
 
-SEEDS, SPREAD, STUDIES = 8, 0.012, 4_000
+SEEDS = 8
+SPREAD = 0.012
+STUDIES = 4_000
 HIGH = LEVEL + 3 * np.sqrt(LEVEL * (1 - LEVEL) / STUDIES)  # three standard errors of a rate of 5 %: 0.060
 
 
 def verdicts(true_C: tuple[float, ...], margin: float = 0.0, studies: int = STUDIES) -> dict[str, float]:
     """How often each verdict occurs for these true differences of the contrasts."""
     draw = np.random.default_rng(0).normal(true_C, SPREAD, (studies, SEEDS, len(true_C)))
-    mean_SC, error_SC = draw.mean(axis=1), draw.std(axis=1, ddof=1) / np.sqrt(SEEDS)
+    mean_SC = draw.mean(axis=1)
+    error_SC = draw.std(axis=1, ddof=1) / np.sqrt(SEEDS)
     found = [
         decide([Contrasted(m, e, SEEDS, margin) for m, e in zip(means, errors, strict=True)], margin, True).verdict
         for means, errors in zip(mean_SC.tolist(), error_SC.tolist(), strict=True)
@@ -75,21 +78,25 @@ def test_clear_cases() -> None:
 def test_bonferroni_counts_the_contrasts_that_were_run() -> None:
     """p = 0.0146 (two-sided 0.029) contradicts with three contrasts, but not with seven."""
     value = -float(stats.t.isf(0.0146, 15)) * 0.002
-    low, sure = Contrasted(value, 0.002, 16, 0.0), Contrasted(0.03, 0.002, 16, 0.0)
+    low = Contrasted(value, 0.002, 16, 0.0)
+    sure = Contrasted(0.03, 0.002, 16, 0.0)
     assert decide([low, sure, sure], 0.0, complete=False).verdict == "contradicted"
     assert decide([low, *[sure] * 6], 0.0, complete=True).verdict != "contradicted"
 
 
 def test_the_test_is_the_paired_t_test() -> None:
     a, b = np.random.default_rng(1).normal(0.3, 0.01, (2, 9))
-    ours, theirs = contrasted(b - a), paired_t(a.tolist(), b.tolist())
+    ours = contrasted(b - a)
+    theirs = paired_t(a.tolist(), b.tolist())
     assert theirs.p == pytest.approx(2 * min(ours.p_above(0), ours.p_below(0)), rel=1e-12)
     assert ours.interval == pytest.approx((theirs.difference.low, theirs.difference.high), rel=1e-12)
 
 
 def test_the_variance_over_test_clips_widens_the_interval() -> None:
-    gain_N, clips_R = np.random.default_rng(2).normal(0.01, 0.01, 16), np.random.default_rng(3).normal(0.01, 0.006, 500)
-    seeds, both = contrasted(gain_N), contrasted(gain_N, clips_R)
+    gain_N = np.random.default_rng(2).normal(0.01, 0.01, 16)
+    clips_R = np.random.default_rng(3).normal(0.01, 0.006, 500)
+    seeds = contrasted(gain_N)
+    both = contrasted(gain_N, clips_R)
     assert seeds.error is not None and both.error is not None
     assert both.error**2 - seeds.error**2 == pytest.approx(np.var(clips_R, ddof=1), rel=1e-9)
 
@@ -116,7 +123,8 @@ def test_verdicts_follow_the_rules_for_any_differences(
     found = [contrasted(np.array(values), margin=margin) for values in seeds]
     for contrast in found:
         for bound in (-MARGIN, 0.0, MARGIN):
-            above, below = contrast.p_above(bound), contrast.p_below(bound)
+            above = contrast.p_above(bound)
+            below = contrast.p_below(bound)
             assert 0 <= above <= 1 and 0 <= below <= 1 and (contrast.error is None or above + below >= 1 - 1e-9)
         if contrast.interval is not None:
             assert contrast.interval[0] <= contrast.value <= contrast.interval[1]
