@@ -66,7 +66,7 @@ class ConvBlock(nn.Module):
 
 
 class Cnn14(nn.Module):
-    """The network: logmel_BLF to h_BD. No dropout [open; ours]."""
+    """The network: logmel_BLF to h_BD. No dropout [open]."""
 
     Config = Cnn14Config
     reads: Reads = "log-mel"
