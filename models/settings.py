@@ -32,7 +32,7 @@ PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 
 
 class Cnn14Config(Config):
-    """Sizes of CNN14. The defaults give 75,739,712 parameters, 75,477,440 of them before the layer to h [stated: "~75M"]."""
+    """Sizes of CNN14. The defaults have 75,739,712 parameters, 75,477,440 before the layer to h [stated: "~75M"]."""
 
     use: Literal["cnn14"] = Field("cnn14", description="this encoder, the default")
     mel_bands: int = Field(64, ge=1, le=1024, description="bands of the log-mel, as in `front_end`; at least 32")
