@@ -1,6 +1,6 @@
 # On a new machine with Python >= 3.11 and make, two commands are enough:
 #   make demo    run the demo from start to end
-#   make test    run all tests, lint and type checks
+#   make test    run all tests, lint and type checks, and write the API reference to build/api
 # Both create the environment in .venv if it is missing, as `make setup` does.
 
 PYTHON ?= python3
@@ -34,7 +34,7 @@ demo: setup
 
 test: setup
 	@# In parallel, because the type check keeps one core busy for 40 s.
-	$(MAKE) --jobs 2 lint test-all
+	$(MAKE) --jobs 2 lint test-all docs
 
 test-all: setup
 	RAY_worker_niceness=0 $(PYTEST) -n 2 --durations=40 -m "not hosts and not faults_long"

@@ -28,13 +28,13 @@ _FULL_SCALE = 32_766.5 / 32_768
 class AudioFormat(Config):
     """Sample rate and length of every clip of a run."""
 
-    sample_rate: int = Field(16_000, ge=LOWEST_RATE, le=HIGHEST_RATE, description="Hz [open; ours]")
+    sample_rate: int = Field(16_000, ge=LOWEST_RATE, le=HIGHEST_RATE, description="Hz [open]")
     clip_seconds: float = Field(10.0, gt=0, le=3600, description="length of every clip; AudioSet has 10 s")
     pad: Literal["zeros", "repeat"] = Field(
-        "zeros", description="a shorter recording is padded with silence, or repeated [open; ours]"
+        "zeros", description="a shorter recording is padded with silence, or repeated [open]"
     )
     crop: Literal["start", "centre"] = Field(
-        "start", description="which part of a longer recording is kept, from the clip's offset on [open; ours]"
+        "start", description="which part of a longer recording is kept, from the clip's offset on [open]"
     )
 
     @model_validator(mode="after")

@@ -57,29 +57,30 @@ class CurriculumPoint(Config):
 class Views(Config):
     """How the positive pair of a clip is generated."""
 
-    pair: Literal["mix-mix", "mix-chan", "chan-chan"] = "mix-chan"
+    pair: Literal["mix-mix", "mix-chan", "chan-chan"] = Field(
+        "mix-chan",
+        description="what the two views are: two crops of the mixture, the mixture and a channel [stated], or two "
+        "channels [ours]",
+    )
     combination: tuple[str, ...] = Field(("S2",), description="processors of the OR rule; one is drawn per row")
     weights: tuple[float, ...] | None = Field(None, description="probabilities of the processors; none: uniform [open]")
     curriculum: tuple[CurriculumPoint, ...] = Field(
-        (), description="probabilities of the processors over the run, instead of `weights` [beyond the paper]"
+        (), description="probabilities of the processors over the run, instead of `weights` [ours]"
     )
     channel: ChannelChoice = Field(
         "uniform",
-        description="how the channel is chosen [open; ours: uniformly among the audible channels]. A custom score, "
-        "`package.module:Name` or `{use: …, its fields}`, draws from the softmax of the audible channels' scores",
+        description="how the channel is chosen among the audible ones; uniform: with equal probabilities [open]. A "
+        "custom score, `package.module:Name` or `{use: …, its fields}`, draws from the softmax of their scores",
     )
     silence_db: float = Field(
-        -60.0, le=0, description="a channel is skipped if its RMS is below this level in dBFS [open; ours]"
+        -60.0, le=0, description="a channel is skipped if its RMS is below this level in dBFS [open]"
     )
-    patch_seconds: float = Field(0.96, gt=0, description="length of a view [open; ours]")
-    tp_delta_seconds: float = Field(
-        10.0, ge=0, description="largest distance between the two crops' starts [open; ours]"
-    )
+    patch_seconds: float = Field(0.96, gt=0, description="length of a view [open]")
+    tp_delta_seconds: float = Field(10.0, ge=0, description="largest distance between the two crops' starts [open]")
     specaugment: bool = Field(True, description="apply SpecAugment to both views (paper: yes)")
     background: Literal["kept", "exchanged"] = Field(
         "kept",
-        description="exchanged: the second view has a different background; synthetic scenes at scale mini only "
-        "[beyond the paper]",
+        description="exchanged: the second view has a different background; synthetic scenes at scale mini only [ours]",
     )
 
     @model_validator(mode="after")

@@ -2,8 +2,8 @@
 
     python docs/put_report.py docs/results.md runs/tables
 
-The report is inserted between `<!-- begin NAME -->` and `<!-- end NAME -->`, where NAME is the folder's name; the
-rest of the page stays the same.
+The report is inserted between `<!-- begin NAME -->` and `<!-- end NAME -->`, where NAME is the folder's name, which is
+added to its headings; the rest of the page stays the same.
 """
 
 import re
@@ -17,7 +17,8 @@ from sepscene.models.files import write_atomically
 def put_into(page: Path, name: str, report: Path) -> None:
     """Replace the text between the markers of `name` by a report, or append markers and report to the page.
 
-    The report's headings move down one level, since the page has its own title.
+    The report's headings move down one level, since the page has its own title, and end with `name`, since a page can
+    have several reports.
 
     Raises:
         SepsceneError: the page does not exist, or has only one of the two markers, or one of them twice.
@@ -29,7 +30,7 @@ def put_into(page: Path, name: str, report: Path) -> None:
     end = f"<!-- end {name} -->"
     if (begin in text) != (end in text) or text.count(begin) > 1:
         raise SepsceneError(f"{page} must have {begin!r} and {end!r} once each, or neither")
-    body = f"{begin}\n{_demoted(report.read_text()).strip()}\n{end}"
+    body = f"{begin}\n{_as_part(report.read_text(), name).strip()}\n{end}"
     if begin in text:
         before, rest = text.split(begin)
         text = before + body + rest.split(end, 1)[1]
@@ -38,13 +39,13 @@ def put_into(page: Path, name: str, report: Path) -> None:
     write_atomically(page, text.encode())
 
 
-def _demoted(markdown: str) -> str:
-    """Move every heading down one level, except for lines inside code blocks."""
+def _as_part(markdown: str, name: str) -> str:
+    """Move every heading down one level and add the name to it, except for lines inside code blocks."""
     lines = []
     code = False
     for line in markdown.splitlines():
         code ^= line.startswith("```")
-        lines.append(re.sub(r"^(#+ )", r"#\1", line) if not code else line)
+        lines.append(line if code else re.sub(r"^(#+ .+)$", rf"#\1 ({name})", line))
     return "\n".join(lines)
 
 

@@ -32,14 +32,14 @@ PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 
 
 class Cnn14Config(Config):
-    """Sizes of CNN14. The defaults give 75,739,712 parameters, 75,477,440 of them in the trunk [stated: "~75M"]."""
+    """Sizes of CNN14. The defaults have 75,739,712 parameters, 75,477,440 before the layer to h [stated: "~75M"]."""
 
     use: Literal["cnn14"] = Field("cnn14", description="this encoder, the default")
-    mel_bands: int = Field(64, ge=1, le=1024)
+    mel_bands: int = Field(64, ge=1, le=1024, description="bands of the log-mel, as in `front_end`; at least 32")
     widths: tuple[int, ...] = Field((64, 128, 256, 512, 1024, 2048), description="channels of the six blocks")
     embedding_dim: int = Field(128, ge=1, le=MAX_CHANNELS, description="size d of h; the paper has 128 and 1024")
     activation: Literal["none", "relu"] = Field(
-        "none", description="after the bottleneck: none for a linear h [open; ours]; relu as after PANNs' `fc1`"
+        "none", description="after the bottleneck: none for a linear h [open]; relu as after PANNs' `fc1`"
     )
     classes: int | None = Field(
         None, ge=1, le=MAX_CHANNELS, description="outputs of PANNs' `fc_audioset` on h, if a PANNs file has one"
@@ -73,11 +73,11 @@ class PatchTransformerConfig(Config):
     """Sizes of the patch transformer. The defaults are AST's base model (Gong et al. 2021): 85 M parameters."""
 
     use: Literal["patch-transformer"] = Field("patch-transformer", description="this encoder")
-    mel_bands: int = Field(64, ge=1, le=1024)
+    mel_bands: int = Field(64, ge=1, le=1024, description="bands of the log-mel, as in `front_end`")
     patch_frames: int = Field(16, ge=1, le=4096, description="frames per token")
     patch_bands: int = Field(16, ge=1, le=1024, description="mel bands per token; must divide mel_bands")
     width: int = Field(768, ge=4, le=MAX_CHANNELS, description="features per token; a multiple of 4 and of `heads`")
-    layers: int = Field(12, ge=1, le=256)
+    layers: int = Field(12, ge=1, le=256, description="transformer layers")
     heads: int = Field(12, ge=1, le=1024, description="attention heads per layer")
     embedding_dim: int = Field(128, ge=1, le=MAX_CHANNELS, description="size d of h")
 
@@ -113,30 +113,32 @@ class PatchTransformerConfig(Config):
 class FrontEndConfig(Config):
     """A log-mel front-end. The defaults are the preset `paper`.
 
-    The paper and its sources do not describe the front-end: 16 kHz, 64 bands, 25 ms and 10 ms are [open], ours. The
+    The paper and its sources do not describe the front-end: 16 kHz, 64 bands, 25 ms and 10 ms are [open]. The
     other defaults are [open] too and follow the authors' earlier AudioSet models: HTK bands from 125 to 7500 Hz over
     magnitudes, and log(mel + 0.01). Sound far below this floor has little effect, which suits separated channels (it
     hides the residue of sound that was assigned to the other channel) and hides 16-bit rounding.
     """
 
     sample_rate: int = Field(16_000, ge=1_000, le=1_000_000, description="Hz; the sound must have this rate")
-    window_samples: int = Field(400, ge=2, description="length of the Hann window (25 ms) [open; ours]")
+    window_samples: int = Field(400, ge=2, description="length of the Hann window (25 ms) [open]")
     fft_samples: int = Field(512, ge=2, le=32_768, description="length of the FFT; the window is centred in it")
-    hop_samples: int = Field(160, ge=1, description="distance between frames (10 ms) [open; ours]")
-    mel_bands: int = Field(64, ge=1, le=1024, description="[open; ours]")
-    lowest_hz: float = Field(125.0, ge=0, description="lower end of the lowest band [open; ours]")
-    highest_hz: float = Field(7500.0, gt=0, description="upper end of the highest band [open; ours]")
-    mel_scale: Literal["htk", "slaney"] = "htk"
-    equal_area: bool = Field(False, description="bands of equal area (Slaney) instead of equal height")
-    power: Literal[1, 2] = Field(1, description="1 sums magnitudes, 2 sums powers [open; ours]")
-    compression: Literal["log_offset", "decibel"] = Field(
-        "log_offset", description="ln(mel + floor), or 10 log10(max(mel, floor)) [open; ours]"
+    hop_samples: int = Field(160, ge=1, description="distance between frames (10 ms) [open]")
+    mel_bands: int = Field(64, ge=1, le=1024, description="number F of mel bands [open]")
+    lowest_hz: float = Field(125.0, ge=0, description="lower end of the lowest band [open]")
+    highest_hz: float = Field(7500.0, gt=0, description="upper end of the highest band [open]")
+    mel_scale: Literal["htk", "slaney"] = Field(
+        "htk", description="formula from Hz to mel: HTK's, or Slaney's, which is linear below 1000 Hz [open]"
     )
-    floor: float = Field(0.01, gt=0, description="see `compression` [open; ours]")
+    equal_area: bool = Field(False, description="bands of equal area (Slaney) instead of equal height")
+    power: Literal[1, 2] = Field(1, description="1 sums magnitudes, 2 sums powers [open]")
+    compression: Literal["log_offset", "decibel"] = Field(
+        "log_offset", description="ln(mel + floor), or 10 log10(max(mel, floor)) [open]"
+    )
+    floor: float = Field(0.01, gt=0, description="see `compression` [open]")
     level: Literal["kept", "patch"] = Field(
         "kept",
         description="kept: the level as recorded; patch: each patch is scaled to the same level before the floor is "
-        "applied, so that the encoder cannot compare levels [open; ours]",
+        "applied, so that the encoder cannot compare levels [open]",
     )
     framing: Literal["per_hop", "centred"] = Field(
         "per_hop",

@@ -43,8 +43,8 @@ class Training(Config):
         description="encoder bundle with the initial weights (from an earlier run or `sepscene encoder import`); "
         "`encoder`, `front_end` and the sample rate must match it; none: random weights",
     )
-    epochs: int = Field(100, ge=1)
-    global_batch: int = Field(4096, ge=2, description="rows per step over all workers [open; ours]")
+    epochs: int = Field(100, ge=1, description="how often each training clip is used [open]")
+    global_batch: int = Field(4096, ge=2, description="rows per step over all workers [open]")
     microbatch: int | None = Field(
         None,
         ge=1,
@@ -52,22 +52,22 @@ class Training(Config):
         "whole global batch (exact gradient, one more forward pass); BatchNorm uses the statistics of a microbatch",
     )
     service_rows: int = Field(16, ge=1, description="rows per block, which are separated and sent together")
-    learning_rate: float = Field(1e-3, gt=0, description="AdamW, cosine after warm-up [open; ours]")
+    learning_rate: float = Field(1e-3, gt=0, description="AdamW, cosine after warm-up [open]")
     warmup_share: float = Field(0.05, ge=0, le=1, description="share of the steps in which the learning rate grows")
     weight_decay: float = Field(1e-4, ge=0, description="for matrices and kernels; other parameters have none")
     clip_gradient_norm: float = Field(
         1.0,
         gt=0,
         description="maximum norm of a step's gradient. 1.0 rescales nearly every step at scale tiny, where norms are "
-        "3 to 7; 30 rescales none and would only be a safeguard [open; ours]",
+        "3 to 7; 30 rescales none and would only be a safeguard [open]",
     )
     precision: PrecisionChoice = Field(
         "auto",
         description="auto: bfloat16 if the device supports it in hardware, else float32; a run keeps its first choice",
     )
     ordered: bool = Field(True, description="rows arrive in the schedule's order: bit-for-bit reproducible on CPU")
-    checkpoint_every_steps: int = Field(500, ge=1)
-    checkpoints_kept: int = Field(2, ge=1)
+    checkpoint_every_steps: int = Field(500, ge=1, description="steps between checkpoints, with one more at the end")
+    checkpoints_kept: int = Field(2, ge=1, description="newest checkpoints that are kept; older ones are deleted")
     validation_every_steps: int = Field(
         0, ge=0, description="steps between validations during training, with one more at the end; 0: no validation"
     )
@@ -96,13 +96,13 @@ class Evaluation(Config):
 class Resources(Config):
     """The resources that a run requests. All trainers, separation actors and readers must fit on the cluster."""
 
-    trainers: int = Field(2, ge=1)
+    trainers: int = Field(2, ge=1, description="Train workers, which share each global batch")
     trainers_min: int | None = Field(
         None,
         ge=1,
         description="minimum number of trainers with which training continues when nodes are lost; none: all",
     )
-    trainer_cpus: float = Field(1, gt=0)
+    trainer_cpus: float = Field(1, gt=0, description="CPUs per trainer")
     trainer_gpus: float = Field(0, ge=0, description="GPUs per trainer")
     separation_actors: int = Field(
         1, ge=1, description="separation actors; with separation_actors_min, the maximum number"
@@ -113,14 +113,14 @@ class Resources(Config):
         description="let Ray Data start with this many and add more, up to separation_actors, while each one has two "
         "blocks to process; none: a fixed number, because pools of GPU actors may stay at their minimum (ray#59144)",
     )
-    separation_cpus: float = Field(1, gt=0)
+    separation_cpus: float = Field(1, gt=0, description="CPUs per separation actor")
     separation_gpus: float = Field(0, ge=0, description="GPUs per separation actor; fractions share one GPU")
     validation_cpus: float = Field(1, gt=0, description="CPUs of the validation task, if there is validation")
     validation_gpus: float = Field(0, ge=0, description="GPUs of the validation task; 0: it runs on CPUs")
     separation_batch: int = Field(1, ge=1, description="clips per forward pass; 1 on a CPU, several on a GPU")
     separation_precision: PrecisionChoice = Field("auto", description="of the separators; see training.precision")
     readers: int = Field(1, ge=1, description="actors that read and decode clips")
-    reader_cpus: float = Field(0.5, gt=0)
+    reader_cpus: float = Field(0.5, gt=0, description="CPUs per reader")
     trainer_labels: dict[str, str] = Field(default_factory=dict, description='node labels, e.g. {"pool": "trainers"}')
     separation_labels: dict[str, str] = Field(default_factory=dict, description='e.g. {"pool": "separators"}')
     trainer_accelerator: str | None = Field(None, description='accelerator type, e.g. "H100"')
@@ -161,7 +161,11 @@ class Resources(Config):
 class Store(Config):
     """The SeparatedStore, which keeps separated clips so that all trials separate each clip only once."""
 
-    mode: Literal["off", "read-through", "prefill"] = "off"
+    mode: Literal["off", "read-through", "prefill"] = Field(
+        "off",
+        description="off: clips are separated while the encoder trains; read-through: what is missing in the store is "
+        "separated and stored; prefill: all clips are separated before training",
+    )
     uri: str | None = Field(None, description="folder or URI; none: <storage>/store")
     settings: StoreSettings = StoreSettings()
 
@@ -174,10 +178,12 @@ class Experiment(Config):
         >>> run = sepscene.pretrain(experiment)
     """
 
-    name: str
-    scale: Literal["mini", "tiny", "small", "paper"]
+    name: str = Field(description="name in reports and MLflow")
+    scale: Literal["mini", "tiny", "small", "paper"] = Field(
+        description="size of the experiment: mini and tiny for CPUs, small for one GPU, paper for a cluster"
+    )
     table_row: str | None = Field(None, description='row of a table in the paper, e.g. "table4/S2+N/SimCLR&CP"')
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="seed of all random choices of the run")
     audio: AudioFormat = AudioFormat()
     data: Data = Data()
     separator: Separator = Separator()

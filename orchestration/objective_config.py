@@ -40,8 +40,8 @@ class Objective(Config):
         description="loss terms by names of your choice, which are also the names of their metrics; `use` is nt-xent, "
         "triplet, vicreg, coincidence or custom code. `use` can be omitted if the name is that of a term",
     )
-    projection_dim: int = Field(128, ge=1, description="dimensions of z [open; ours]")
-    head_hidden: int = Field(512, ge=1, description="hidden units of the heads [open; ours]")
+    projection_dim: int = Field(128, ge=1, description="dimensions of z [open]")
+    head_hidden: int = Field(512, ge=1, description="hidden units of the heads [open]")
 
     @model_validator(mode="before")
     @classmethod

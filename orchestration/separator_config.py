@@ -13,7 +13,10 @@ from sepscene.models.settings import TDCNppConfig
 class Ladder(Config):
     """The separator's checkpoints: name -> training step (paper: N 0, F 500, S1 5k, S2 1.7M)."""
 
-    steps: dict[ProcessorName, int] = Field({"N": 0, "F": 500, "S1": 5_000, "S2": 1_700_000})
+    steps: dict[ProcessorName, int] = Field(
+        {"N": 0, "F": 500, "S1": 5_000, "S2": 1_700_000},
+        description="processor name -> training step after which its weights are kept; 0: untrained [stated]",
+    )
 
     @model_validator(mode="after")
     def _not_empty_not_negative(self) -> "Ladder":
@@ -43,7 +46,7 @@ class Separator(Config):
         "mixit",
         description="supervised: with the isolated sources of synthetic scenes, as an upper bound for MixIT",
     )
-    batch_mixtures: int = Field(16, ge=1, description="mixtures of mixtures per step, over all workers [open; ours]")
-    segment_seconds: float = Field(10.0, gt=0, description="length of the training segment of each clip [open; ours]")
+    batch_mixtures: int = Field(16, ge=1, description="mixtures of mixtures per step, over all workers [open]")
+    segment_seconds: float = Field(10.0, gt=0, description="length of the training segment of each clip [open]")
     learning_rate: float = Field(1e-3, gt=0, description="Adam (paper 1e-3, released recipe 1e-4)")
-    clip_gradient_norm: float = Field(5.0, gt=0, description="[open; ours]")
+    clip_gradient_norm: float = Field(5.0, gt=0, description="maximum norm of a step's gradient [open]")

@@ -32,7 +32,7 @@ class ProbabilityPoint(Config):
     """The probability at one point of the run; it is interpolated linearly between points."""
 
     at: float = Field(ge=0, le=1, description="completed share of the run's rows: 0 is the start, 1 the end")
-    probability: float = Field(ge=0, le=1)
+    probability: float = Field(ge=0, le=1, description="share of the views that are changed at this point")
 
 
 class AugmentationSettings(Config):
@@ -64,7 +64,7 @@ class AugmentationSettings(Config):
 
 
 class SpecAugment(AugmentationSettings):
-    """SpecAugment; the default sizes are for a 96 x 64 patch [open in the paper; ours]."""
+    """SpecAugment; the default sizes are for a 96 x 64 patch [open]."""
 
     needs: ClassVar = Needs("log-mel", SPECAUGMENT_UNIFORMS)
 

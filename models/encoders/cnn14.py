@@ -66,7 +66,7 @@ class ConvBlock(nn.Module):
 
 
 class Cnn14(nn.Module):
-    """The network: logmel_BLF to h_BD. No dropout [open; ours]."""
+    """The network: logmel_BLF to h_BD. No dropout [open]."""
 
     Config = Cnn14Config
     reads: Reads = "log-mel"
@@ -93,7 +93,7 @@ class Cnn14(nn.Module):
         return nn.functional.relu(h_BD) if self.config.activation == "relu" else h_BD
 
     def pooled(self, logmel_BLF: Tensor) -> Tensor:
-        """logmel_BLF to the output of the trunk (B, widths[-1]): mean over mels, then max plus mean over frames.
+        """logmel_BLF to the input of the layer to h (B, widths[-1]): mean over mels, then max plus mean over frames.
 
         Raises:
             SepsceneError: the number of mel bands is not the configured one, or there are fewer than 32 frames.

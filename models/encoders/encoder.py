@@ -43,8 +43,8 @@ class EncoderConfig(Config):
 
     front_end: FrontEndConfig = FrontEndConfig()
     trunk: EncoderChoice = Cnn14Config()
-    patch_seconds: float = Field(0.96, gt=0, le=3600, description="length of the patches of a clip [open; ours]")
-    shortest_seconds: float = Field(0.96, gt=0, le=3600, description="shorter clips are zero-padded [open; ours]")
+    patch_seconds: float = Field(0.96, gt=0, le=3600, description="length of the patches of a clip [open]")
+    shortest_seconds: float = Field(0.96, gt=0, le=3600, description="shorter clips are zero-padded [open]")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "EncoderConfig":
@@ -76,7 +76,7 @@ class EncoderConfig(Config):
 class Encoder(nn.Module):
     """Front-end and network: wave_BT at `sample_rate` to h_BD. Networks that read waveforms get the sound itself.
 
-    The h of a clip is the mean over its patches [open; ours]. Patches do not overlap, except that the last one ends
+    The h of a clip is the mean over its patches [open]. Patches do not overlap, except that the last one ends
     at the end of the clip, so that all samples are used and no silence is added. A clip shorter than a patch is a
     single patch, zero-padded to `shortest_seconds` if it is shorter than that. The default length is the patch of
     pre-training, 0.96 s; imported PANNs files have patches of 10 s, the length of PANNs' training clips.

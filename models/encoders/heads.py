@@ -10,7 +10,7 @@ from sepscene.models.encoders.cnn14 import initialise
 
 
 class SimilarityHead(nn.Module):
-    """h_BD to z_BZ: D → 512 → 128 [open sizes; ours]. NT-Xent compares z; downstream tasks use h."""
+    """h_BD to z_BZ: D → 512 → 128 [open: the sizes]. NT-Xent compares z; downstream tasks use h."""
 
     def __init__(self, in_dim: int, hidden: int = 512, out_dim: int = 128) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class SimilarityHead(nn.Module):
 
 
 class CoincidenceHead(nn.Module):
-    """Predicts whether two representations come from the same scene: 2 D → 512 → 1 [open sizes; ours].
+    """Predicts whether two representations come from the same scene: 2 D → 512 → 1 [open: the sizes].
 
     The input is the concatenation of the mixture's h and the channel's h, in this order.
     """

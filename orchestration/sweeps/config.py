@@ -56,7 +56,7 @@ class SweepConfig(Config):
     """A sweep: which fields are varied, how settings are chosen and trials stopped, and the budget."""
 
     experiment: str = Field(description="name of an experiment, or path of its YAML file")
-    scale: Literal["tiny", "small", "paper"] = "tiny"
+    scale: Literal["tiny", "small", "paper"] = Field("tiny", description="scale of a named experiment")
     changes: dict[str, Any] = Field(default_factory=dict, description="dotted fields that are set for all trials")
     over: dict[str, Any] = Field(
         min_length=1, description="field -> list of values, or a range of Ray Tune, e.g. loguniform(0.05,0.5)"

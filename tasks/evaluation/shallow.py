@@ -1,7 +1,7 @@
 """Shallow classification: a multi-layer perceptron with one hidden layer on the frozen representation h.
 
 The paper's downstream task (section "Evaluation"): one hidden layer + ReLU, multi-label, macro mAP. Hidden
-units, optimiser and stopping rule are not stated there: [open], ours, below.
+units, optimiser and stopping rule are not stated there: [open], below.
 
 Legend: P perceptrons, B clips, D embedding, K classes.
 

@@ -29,7 +29,7 @@ class NtXentSettings(TermSettings):
     """NT-Xent over the global batch (SimCLR), the paper's similarity loss."""
 
     use: Literal["nt-xent"] = Field("nt-xent", description="this term")
-    temperature: float = Field(0.2, gt=0, description="tau [open; ours]")
+    temperature: float = Field(0.2, gt=0, description="tau [open]")
     learn_temperature: bool = Field(False, description="learn tau, from 0.01 to 1, starting at `temperature`")
 
     @property
@@ -41,7 +41,7 @@ class TripletSettings(TermSettings):
     """The triplet loss of Jansen et al. 2018, a baseline."""
 
     use: Literal["triplet"] = Field("triplet", description="this term")
-    margin: float = Field(0.1, gt=0, description="squared distance on the unit sphere [open; ours]")
+    margin: float = Field(0.1, gt=0, description="squared distance on the unit sphere [open]")
 
     @property
     def description(self) -> str:

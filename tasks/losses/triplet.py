@@ -27,7 +27,7 @@ def triplet_loss(
         z_1_nD, z_2_nD: both views of the local pairs, not normalised; n can be 0.
         global_2_ND: the second views of all workers (`gather_rows`). None: the local ones, for a single worker.
         start: index of the first local pair in the global batch.
-        margin: in squared distance on the unit sphere [open; ours].
+        margin: in squared distance on the unit sphere [open].
 
     Returns:
         Scalar; 0 for a global batch of fewer than two pairs, which has no negatives.

@@ -16,12 +16,13 @@ def test_a_report_is_inserted_between_its_markers_and_replaced(tmp_path: Path) -
     page.write_text("# Results\n\nOurs.\n\n<!-- begin a -->\nold\n<!-- end a -->\n\nAfter.\n")
     report.write_text("# Title\n\n```\n# no heading\n```\n\n## Part\n")
     put_into(page, "a", report)
-    wanted = "<!-- begin a -->\n## Title\n\n```\n# no heading\n```\n\n### Part\n<!-- end a -->"
+    wanted = "<!-- begin a -->\n## Title (a)\n\n```\n# no heading\n```\n\n### Part (a)\n<!-- end a -->"
     assert page.read_text() == f"# Results\n\nOurs.\n\n{wanted}\n\nAfter.\n"
     put_into(page, "a", report)
     put_into(page, "b", report)
     text = page.read_text()
-    assert text.count("## Title\n") == 2
+    assert text.count("## Title (a)\n") == 1
+    assert text.count("## Title (b)\n") == 1
     assert text.endswith("<!-- end b -->\n")
     assert text.index("After.") < text.index("<!-- begin b -->")
 

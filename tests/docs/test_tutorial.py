@@ -16,14 +16,7 @@ from sepscene.orchestration.cli.submission import parsed_command
 from tests.docs.test_log import anchor
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGES = (
-    DOCS / "tutorial.md",
-    DOCS / "sweeps.md",
-    DOCS / "separators.md",
-    DOCS / "clusters.md",
-    DOCS / "extending.md",
-    DOCS.parent / "README.md",
-)
+PAGES = (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
 
 
 def commands(path: Path) -> list[str]:
@@ -36,7 +29,7 @@ def commands(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("command", [command for page in PAGES for command in commands(page)])
-def test_command_of_the_tutorial_and_the_readme_parses(command: str) -> None:
+def test_commands_of_every_page_parse(command: str) -> None:
     words = shlex.split(command, comments=True)[1:]
     group = get_command(app)
     context = group.make_context("sepscene", words, resilient_parsing=True)
@@ -67,6 +60,13 @@ def test_links_between_pages_resolve(page: Path) -> None:
         if fragment:
             headings = re.findall(r"^#+ (.+)$", target.read_text(), flags=re.MULTILINE)
             assert fragment in map(anchor, headings), f"{link}#{fragment}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_headings_of_a_page_are_unique(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    assert sorted(set(headings)) == sorted(headings)
 
 
 @pytest.mark.slow

@@ -166,7 +166,7 @@ def test_a_schedule_that_is_not_a_mapping_is_refused(tmp_path: Path) -> None:
 
 def test_every_field_of_a_sweep_has_a_description() -> None:
     for name, field in SweepConfig.model_fields.items():
-        assert field.description or name in ("scale", "budget", "schedule"), name
+        assert field.description or name in ("budget", "schedule"), name
 
 
 def test_probabilities_and_curricula_can_be_swept() -> None:
