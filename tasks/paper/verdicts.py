@@ -24,6 +24,9 @@ MARGIN = 0.01
 class Contrasted:
     """A difference between two rows, over seeds.
 
+    The tests use Student's t distribution directly, because `error` includes the spread over test clips; scipy's
+    `ttest_1samp` computes its own error from the values over seeds.
+
     Attributes:
         value: the mean difference.
         error: its standard error, from the spread over seeds and, if known, over test clips; None for one seed, and
