@@ -1,4 +1,7 @@
-"""The last stage of a run: evaluates its encoder, the baselines and the ladder, and collects the results."""
+"""The last stage of a run: evaluates its encoder, the baselines and the ladder, and collects the results.
+
+Shapes: N clips.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -51,8 +51,8 @@ METRIC = "validation_knn_map"
 VALIDATED = "validation.json"
 """File in the folder of the best bundle, with its step and its metric."""
 
-QUERY_EVERY = 4
-BATCH_CLIPS = 8
+QUERY_EVERY = 4  # every fourth clip is a query, and the others are its possible neighbours
+BATCH_CLIPS = 8  # clips that are embedded at a time, to limit the memory
 
 
 @dataclass(frozen=True, eq=False)

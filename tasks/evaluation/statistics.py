@@ -19,7 +19,7 @@ from scipy import stats
 
 from sepscene.tasks.evaluation.metrics import EvaluationError, Floats
 
-LEVEL = 0.95
+LEVEL = 0.95  # of all confidence intervals
 ROUNDING = 1e-12  # smaller differences are rounding errors
 
 

@@ -15,7 +15,7 @@ from sepscene.tasks.evaluation.statistics import ROUNDING, format_p
 
 Verdict = Literal["supported", "contradicted", "equal", "undecided"]
 
-LEVEL = 0.05
+LEVEL = 0.05  # largest probability of each wrong verdict (see `decide`)
 MARGIN = 0.01
 """Difference in mAP within which two rows count as equal."""
 
