@@ -2,7 +2,7 @@
 
 The sound is in the column of type Audio according to the schema, or else in the column `audio`.
 
-Shapes: N rows of a file.
+Shapes: N record batches of a file.
 """
 
 import os
