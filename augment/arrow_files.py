@@ -1,6 +1,8 @@
 """Rows of Arrow files that hold sound, as written by Hugging Face `datasets.save_to_disk`. Files are memory-mapped.
 
 The sound is in the column of type Audio according to the schema, or else in the column `audio`.
+
+Shapes: N record batches of a file.
 """
 
 import os

@@ -3,6 +3,8 @@
 A program that writes into a pipe cannot fill in the length afterwards; a 32-bit field wraps at 4 GiB; two concatenated
 recordings have the header of the first. A decoder that trusts such a header rejects the file, or silently reads only a
 part of it. `corrected` determines the length from the file itself.
+
+Shapes: T samples, C channels.
 """
 
 import io

@@ -17,6 +17,7 @@ import numpy as np
 Columns = dict[str, np.ndarray]
 
 MAX_CRASHES = 2
+"""One crash can have another reason, e.g. a machine out of memory; Ray repeats a call four times."""
 
 
 class CrashCounts:

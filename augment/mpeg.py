@@ -22,6 +22,7 @@ _KBIT = {
 }
 """Bit rates in kbit/s of the indices 1 to 14, by (version, layer)."""
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
+"""Sample rates in Hz by version: 3 is MPEG 1, 2 is MPEG 2, 0 is MPEG 2.5."""
 _SIDE_INFO_BYTES = {(1, 1): 17, (1, 2): 32, (2, 1): 9, (2, 2): 17}
 """Size of the side information by (version, number of channels)."""
 _BEGINNING = re.compile(rb"\xff|ID3")

@@ -87,7 +87,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise SepsceneError(f"{path} has {size:,} bytes; a cluster description has at most {MAX_BYTES:,}")
+            raise SepsceneError(
+                f"{path} has {size:,} bytes; a cluster description has at most {MAX_BYTES:,}: check the path"
+            )
         text = path.read_text(encoding="utf-8")
         if _values(yaml.compose(text, yaml.SafeLoader), {}) > MAX_VALUES:
             raise SepsceneError(
@@ -138,7 +140,9 @@ def _from_launcher(tree: dict[str, Any], source: str) -> list[Pool]:
         least = 1 if name == head else kind.get("min_workers", 0)
         most = 1 if name == head else kind.get("max_workers", 0)
         if least > most:
-            raise SepsceneError(f"{source}: node type {name} has min_workers {least} above max_workers {most}")
+            raise SepsceneError(
+                f"{source}: node type {name} has min_workers {least} above max_workers {most}: raise max_workers"
+            )
         node = Node.offering(name, offered, kind.get("labels", {}))
         pools.append(Pool(name, node, least, most, node.labels.get("market") == "spot"))
     workers = sum(pool.most for pool in pools if pool.name != head)

@@ -11,7 +11,7 @@ from sepscene.augment.locations import is_utf8
 from sepscene.models.config import Config, SepsceneError
 from sepscene.orchestration.terminal import printable
 
-MAX_BYTES = 2**20
+MAX_BYTES = 2**20  # an experiment has a few kilobytes; a larger file is not one
 SECRET_KEYS = ("password", "token", "secret", "access_key", "sig", "signature", "credential")
 
 
@@ -33,12 +33,14 @@ def read_yaml(path: Path, what: str) -> Any:
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise SepsceneError(f"{path} has {path.stat().st_size:,} bytes, too many for the YAML file of {what}")
+            raise SepsceneError(
+                f"{path} has {path.stat().st_size:,} bytes, too many for the YAML file of {what}: check the path"
+            )
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise SepsceneError(f"{path} does not exist: give the path of the YAML file of {what}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise SepsceneError(f"{path} cannot be read as YAML: {error}") from None
+        raise SepsceneError(f"{path} cannot be read as YAML: {error}; correct the file") from None
     return parse_yaml(text, str(path))
 
 
@@ -53,7 +55,7 @@ def parse_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, _PlainLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise SepsceneError(f"{source} cannot be read as YAML: {error}") from None
+        raise SepsceneError(f"{source} cannot be read as YAML: {error}; correct the file") from None
 
 
 def as_yaml(config: Config) -> str:

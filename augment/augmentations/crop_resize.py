@@ -1,6 +1,6 @@
 """A random resized crop of the log-mel (as in BYOL-A, Niizumi et al. 2021, without its padding).
 
-Shapes: X views, L frames, F mel bands.
+Shapes: X views, L frames, F mel bands, P samples of a view, U uniforms.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Augmentations of waveforms that change levels: gain, and mixing the rest of the clip back into a channel.
 
-Shapes: X views, P samples of a view.
+Shapes: X views, P samples of a view, U uniforms.
 """
 
 from torch import Tensor

@@ -4,6 +4,8 @@ A damaged clip stays damaged. But a clip that the system does not deliver, or wh
 a moment later, when a network share is mounted again or a server responds again. So it is retried with growing pauses.
 A clip that still cannot be read gets a fault that begins with `TEMPORARY`: this command gives it up, and a later one
 retries it. The same holds for missing permissions, except that there are no pauses.
+
+Shapes: N rows of a block.
 """
 
 import errno

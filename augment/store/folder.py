@@ -22,7 +22,7 @@ from sepscene.models.config import SepsceneError
 # On these filesystems, a file is visible while it is written, and renames are atomic. On object stores, an object is
 # visible only after its upload is complete, and a rename is a copy.
 _RENAMING = ("local", "hdfs", "mock")
-_OPEN_FILES = 64
+_OPEN_FILES = 64  # shards that a process keeps open; 1024 files are a usual limit of a process
 
 FILESYSTEM_ERRORS = (OSError, pa.ArrowException)
 """Errors raised by filesystems."""

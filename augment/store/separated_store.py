@@ -29,6 +29,7 @@ from sepscene.augment.store.writer import ShardWriter, StoreSettings
 
 _log = logging.getLogger(__name__)
 _FOOTER_THREADS = 16
+"""Reading a footer is mostly waiting, on network storage for tens of milliseconds."""
 _FOOTERS_PER_UPDATE = 1024  # footers per update of the index; as tables they take six times its memory
 _REFRESH_SHARE = 0.05  # refreshes take at most this share of the time of a process, even if listing is slow
 

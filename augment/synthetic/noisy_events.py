@@ -2,6 +2,8 @@
 
 The functions have the same signature as in `augment.synthetic.tonal_events` and return one event (T,), float32, of any
 level. Hammer, knock, chopping and footsteps have similar resonances; they differ in rhythm, decay and brightness.
+
+Shapes: T samples, P partials.
 """
 
 import numpy as np

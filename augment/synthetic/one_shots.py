@@ -2,6 +2,8 @@
 
 Two layouts are supported: FOLDER/LABEL/*.wav (also flac, ogg, aiff), and that of ESC-50, FOLDER/audio/* with
 FOLDER/meta/esc50.csv.
+
+Shapes: T samples, C channels.
 """
 
 import csv

@@ -129,7 +129,9 @@ def profile_of_length(clip_seconds: float, profile: str) -> SceneConfig:
     """
     if not SHORTEST_SECONDS <= clip_seconds <= LONGEST_SECONDS:
         lengths = f"{SHORTEST_SECONDS:g} to {LONGEST_SECONDS:g} s"
-        raise SepsceneError(f"audio.clip_seconds is {clip_seconds:g}; generated scenes last {lengths}")
+        raise SepsceneError(
+            f"audio.clip_seconds is {clip_seconds:g}; generated scenes last {lengths}: set it within these limits"
+        )
     return PROFILES[profile].changed({"clip_seconds": clip_seconds})
 
 

@@ -3,6 +3,8 @@
 Every function takes a random generator and a sample rate, and returns one event (T,), float32, of any level. The
 frequency ranges of the classes overlap on purpose (gull and siren, engine and ship's horn), so that classes differ in
 the movement of the sound, not in its frequency range.
+
+Shapes: T samples, H harmonics, P partials.
 """
 
 import numpy as np

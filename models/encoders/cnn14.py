@@ -1,6 +1,7 @@
 """CNN14 of PANNs (Kong et al. 2020), with a bottleneck to the representation h, under PANNs' parameter names.
 
-Shapes: B clips, C channels, L frames, F mels, D embedding.
+Shapes: B clips, C channels, L frames, F mels, D embedding, P positions, K values
+around a position, R = B P rows.
 """
 
 import torch

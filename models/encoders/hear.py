@@ -3,7 +3,7 @@
 Pass `sepscene.models.encoders.hear` as the module and the bundle's folder as the weights. Sound is mono, in [-1, 1],
 at `model.sample_rate`; embeddings are float32, on the model's device.
 
-Shapes: N sounds, T samples, K timestamps, D embedding.
+Shapes: N sounds, T samples, K timestamps, R rows of a batch, D embedding.
 """
 
 import torch

@@ -99,7 +99,9 @@ def check_separator(separator: CustomSeparator, samples: int) -> None:
         again_ST = separator(wave_BT)[0]
         in_other_batch_ST = separator(other_BT)[0]
     if not first_ST.isfinite().all():
-        raise SepsceneError(f"{part} returns NaN or infinite samples for noise of moderate level")
+        raise SepsceneError(
+            f"{part} returns NaN or infinite samples for noise of moderate level: check its weights and its arithmetic"
+        )
     if not torch.equal(first_ST, again_ST):
         raise SepsceneError(
             f"{part} returns different channels for the same clip: it must draw no random numbers, so that a clip that "

@@ -20,8 +20,10 @@ import numpy as np
 from sepscene.models.config import CheckpointError
 
 _TABLE_MAGIC = 0xDB4775248B80FB57
-_FOOTER_BYTES = 48
+"""Last eight bytes of a table file of TensorFlow (the format is that of LevelDB)."""
+_FOOTER_BYTES = 48  # two block handles of at most 20 bytes each, and the magic number
 _DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 6: "i1", 9: "<i8", 10: "?", 19: "<f2"}
+"""Numpy types by the numbers of TensorFlow's DataType."""
 
 
 class _Damaged(Exception):

@@ -1,4 +1,7 @@
-"""Metrics with intervals of an encoder from its embeddings, and of each checkpoint of a ladder."""
+"""Metrics with intervals of an encoder from its embeddings, and of each checkpoint of a ladder.
+
+Shapes: N clips or mixtures, D embedding, R resamples.
+"""
 
 import logging
 from collections.abc import Mapping
@@ -25,7 +28,7 @@ from sepscene.tasks.evaluation.statistics import bootstrap_interval
 
 logger = logging.getLogger("sepscene")
 
-_MAP_CLIPS = 400
+_MAP_CLIPS = 400  # points in the report's map of the embedding; more would hide each other
 MIN_CLIPS = 20
 """Fewest clips from which it is estimated how much of h background and level explain."""
 LEAK = (

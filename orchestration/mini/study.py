@@ -29,9 +29,9 @@ from sepscene.orchestration.records.results import Metric, ReproducedRun, Reprod
 from sepscene.orchestration.records.sweep_folder import StudyFolder
 from sepscene.orchestration.reports.paper_tables import OTHER_NAMES
 from sepscene.orchestration.reports.reproduction_report import write_reproduction_report
+from sepscene.tasks.paper.claims import PAPER_CLIPS
 
 UNTRAINED = "untrained"
-PAPER_CLIPS = 2_000_000
 
 
 def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console, hours: float | None = None) -> None:

@@ -1,6 +1,7 @@
 """Pre-training of one trial in one process: rows, draws, losses and ledger as on a cluster, views from a store.
 
-Shapes: B pairs of a step, N clips, S channels, L frames of a clip, P frames of a patch, F bands.
+Shapes: B pairs of a step, N clips, S channels, L frames of a clip, P frames of a patch, F bands,
+K crops of a clip, X patches.
 """
 
 from collections import defaultdict

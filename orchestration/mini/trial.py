@@ -27,6 +27,7 @@ from sepscene.tasks.evaluation.scores import Predictions, Scores, score_embeddin
 from sepscene.tasks.evaluation.shortcuts import find_shortcuts
 
 RESAMPLES = 200
+"""Bootstrap resamples of the test clips, whose spread the verdicts add to that over seeds."""
 SAME_DIMENSIONS = 128
 """Larger representations are also scored after PCA to this many dimensions, so that sizes can be compared."""
 

@@ -1,6 +1,8 @@
 """The last stage of a run: evaluates its encoder, the baselines and the ladder, and collects the results.
 
 It trains nothing: all encoders are made before.
+
+Shapes: N clips.
 """
 
 from collections.abc import Mapping

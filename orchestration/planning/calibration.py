@@ -2,6 +2,8 @@
 
 All stages run in this process, with the modules that a run uses. Ray's overhead is not included (see
 benchmarks/pipeline.py). Networks that are not trained yet get random weights, which take the same time.
+
+Shapes: S channels of a separator, T samples.
 """
 
 import os
@@ -34,9 +36,9 @@ from sepscene.orchestration.records.run_folder import RunFolder, store_of
 from sepscene.orchestration.training.pretrainer import Pretrainer
 from sepscene.orchestration.training.stream import reads_mixture, service_settings
 
-_SCENES = 4
+_SCENES = 4  # generated clips to measure with, if no clips are given
 _SHARES = {"reading": 0.1, "separation": 0.4, "training": 0.4}  # of `seconds`; the rest is for starting
-_ROUNDS = 3
+_ROUNDS = 3  # repetitions that must fit into the time; each then takes as many rows as possible
 
 
 def calibrate(

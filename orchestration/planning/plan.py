@@ -9,6 +9,8 @@ The stages work at the same time, so the slowest one determines the duration:
   of clips that are new is sum_k p_k (1 − p_k)^(e−1), where p_k is the probability of processor k. With a curriculum it
   is the sum of p_k(e) times the product of 1 − p_k over the epochs before.
 - prefill: every clip is separated by every processor before the first step.
+
+Shapes: E epochs, K processors.
 """
 
 import math
@@ -26,7 +28,7 @@ from sepscene.orchestration.planning.processors import Processor, processors_of
 from sepscene.orchestration.training.flops import BACKWARD, separation_flops, step_flops
 from sepscene.orchestration.training.stream import reads_mixture, views_bytes
 
-HOUR = 3600.0
+HOUR = 3600.0  # in seconds
 CPU = "CPU"
 """Name of the device when no GPU was used."""
 

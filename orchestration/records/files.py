@@ -111,12 +111,17 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     try:
         size = path.stat().st_size
         if size > max_bytes:
-            raise SepsceneError(f"{path} has {size:,} bytes, which exceeds the limit of {max_bytes:,} for such a file")
+            raise SepsceneError(
+                f"{path} has {size:,} bytes, which exceeds the limit of {max_bytes:,} for such a file: it is damaged "
+                "or another file; restore or remove it"
+            )
         return path.read_bytes()
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise SepsceneError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise SepsceneError(
+            f"{path} cannot be read: {error.strerror or error}; check its permissions and its disk"
+        ) from None
 
 
 def read_text(path: Path) -> str:

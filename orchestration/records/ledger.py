@@ -3,6 +3,8 @@
 Rows are stored as disjoint half-open intervals, so a ledger of a hundred million consecutive rows is one interval. A
 restart builds its stream from the complement, and a row that would be consumed twice is refused. So no row is lost or
 trained on twice, even if processes are killed.
+
+Shapes: N rows of the schedule.
 """
 
 import json

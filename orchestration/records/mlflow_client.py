@@ -31,7 +31,7 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 
 _METRICS_PER_CALL = 900  # MLflow's limit is 1000
 _PARAMS_PER_CALL = 100  # MLflow's limit; each call is a commit to disk, which is slow
-_MAX_PARAM_LENGTH = 5900
+_MAX_PARAM_LENGTH = 5900  # MLflow's limit is 6000 characters; longer values are cut
 _REFUSALS = {
     "BAD_REQUEST",
     "ENDPOINT_NOT_FOUND",

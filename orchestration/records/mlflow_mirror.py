@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sepscene")
 
-POLL_SECONDS = 1.0
+POLL_SECONDS = 1.0  # interval at which the folder is checked for new records
 RETRY_SECONDS = 5.0
 """Time between two attempts while the server is unavailable."""
 

@@ -1,4 +1,7 @@
-"""Encoders as MLflow models: logged with their metrics, registered under one name for all comparable runs."""
+"""Encoders as MLflow models: logged with their metrics, registered under one name for all comparable runs.
+
+Shapes: B sounds, T samples.
+"""
 
 import os
 import re
@@ -29,7 +32,7 @@ BEST = "best"
 """Alias of the registered version with the largest ranking metric."""
 RANKING = ("shallow_map", "linear_map", "knn_map", "qbe_map")
 """Versions are ranked by the first of these metrics that was measured."""
-_MAX_DESCRIPTION_LENGTH = 5000
+_MAX_DESCRIPTION_LENGTH = 5000  # MLflow's limit for the description of a version
 _INPUT = """\
 **Input**: one waveform (T) or several (B, T) at {rate:,} Hz, floats of full scale 1 or integers; an array, a list or a
 DataFrame. **Output**: h, (B, {dim}), float32.

@@ -25,8 +25,8 @@ from sepscene.orchestration.records.run_folder import RunFolder
 if TYPE_CHECKING:
     from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
 
-SAMPLE_SECONDS = 10.0
-_TIMEOUT_SECONDS = 5.0
+SAMPLE_SECONDS = 10.0  # between two samples; the interval of MLflow's own system metrics
+_TIMEOUT_SECONDS = 5.0  # for the sensors of all nodes; a node that does not respond has no sample
 
 
 class Machine:

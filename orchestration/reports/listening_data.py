@@ -1,4 +1,7 @@
-"""The content of a run's listening page: separated held-out clips, and the nearest neighbours of an encoder."""
+"""The content of a run's listening page: separated held-out clips, and the nearest neighbours of an encoder.
+
+Shapes: B test clips, D embedding, K classes (of `targets_BK`) or sources of a scene, T samples.
+"""
 
 import csv
 from pathlib import Path

@@ -29,11 +29,11 @@ from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.reports.render import number, render
 from sepscene.tasks.losses.mixit import si_sdr, si_sdr_improvement
 
-MAX_SECONDS = 5.0
-PEAK = 0.9
-SILENT_DB = -60.0
-PICTURE_RANGE_DB = 70.0
-PICTURE_FRAMES = 400
+MAX_SECONDS = 5.0  # of each sound: the page contains all sounds, and should stay small
+PEAK = 0.9  # of full scale, to which each sound is scaled
+SILENT_DB = -60.0  # dBFS; sounds below it are marked as silent
+PICTURE_RANGE_DB = 70.0  # below the loudest point of a spectrogram, everything is drawn as silence
+PICTURE_FRAMES = 400  # about the width of a picture in pixels
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from sepscene.orchestration.reports.drawing import (
 )
 from sepscene.orchestration.reports.paper_tables import Table
 
-MAX_POINTS = 2000
+MAX_POINTS = 2000  # of a curve; a longer one is thinned out, because a page could not show more
 
 Curve = tuple[Sequence[float], Sequence[float]]
 

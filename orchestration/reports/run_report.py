@@ -21,10 +21,10 @@ from sepscene.orchestration.reports.reproduction_report import shortcut_sentence
 from sepscene.orchestration.reports.sweep_report import write_sweep_report
 
 HEADLINE_METRICS = ("shallow_map", "linear_map", "knn_map", "qbe_map")
-MAX_CLASSES_SHOWN = 30
+MAX_CLASSES_SHOWN = 30  # in the table of classes
 CURVES_SHOWN = 6
 """Learning curves that are visible at once; the others are in a collapsed section."""
-MAX_CURVES = 30
+MAX_CURVES = 30  # with more, files of long sweeps would become too large
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def most_demanding(experiments: Iterable[Experiment]) -> Experiment:
     """
     chosen = max(experiments, key=lambda one: (gpus_of(one), _cpus_of(one)), default=None)
     if chosen is None:
-        raise SepsceneError("there is nothing to run")
+        raise SepsceneError("there is nothing to run: give at least one experiment")
     return chosen
 
 

@@ -35,15 +35,17 @@ STOP_WAIT_SECONDS = 120
 """Time between SIGTERM and SIGKILL when a job is stopped, to save a checkpoint (Ray's default is 3 s)."""
 RESUBMISSIONS = 3
 """How often a run is resubmitted after failures of the cluster."""
-_CLUSTER_ERRORS = {
+CLUSTER_ERRORS = {
     "JOB_SUPERVISOR_ACTOR_START_TIMEOUT",
     "JOB_SUPERVISOR_ACTOR_START_FAILURE",
     "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE",
     "JOB_SUPERVISOR_ACTOR_DIED",
 }
+"""Values of Ray's `JobErrorType` that mean a failure of the cluster (see `ray_compat`)."""
 RECONNECT_SECONDS = 300
 """How long the job server may be unavailable before the cluster counts as lost."""
 _HEAD_START_SECONDS = 120
+"""How long a new head may need until it accepts a job."""
 _METADATA = "sepscene."
 
 
@@ -253,7 +255,7 @@ def ending(job: JobDetails) -> Ending:
         return Ending[job.status.name]
     code = job.driver_exit_code
     killed = code is not None and (code < 0 or code > 128)
-    return Ending.CLUSTER_FAILED if killed or job.error_type in _CLUSTER_ERRORS else Ending.FAILED
+    return Ending.CLUSTER_FAILED if killed or job.error_type in CLUSTER_ERRORS else Ending.FAILED
 
 
 def stop(client: JobSubmissionClient, submission_id: str) -> Ending:
@@ -267,7 +269,8 @@ def stop(client: JobSubmissionClient, submission_id: str) -> Ending:
     while not (job := client.get_job_info(submission_id)).status.is_terminal():
         if time.monotonic() > deadline:
             raise SepsceneError(
-                f"job {submission_id} has not stopped within {STOP_WAIT_SECONDS + 60} s: see the dashboard"
+                f"job {submission_id} has not stopped within {STOP_WAIT_SECONDS + 60} s: see its log in the "
+                "dashboard, or end its processes on the cluster"
             )
         time.sleep(0.5)
     return ending(job)

@@ -19,6 +19,7 @@ from torch.distributed import TCPStore
 
 LOOPBACK = "127.0.0.1"
 BACKLOG = 128
+"""Connections that wait to be accepted: all trainers of a machine can connect at once."""
 
 _stores: list[TCPStore] = []
 """The store of this process's group. It is closed with its last reference."""

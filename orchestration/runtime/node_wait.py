@@ -14,9 +14,9 @@ from sepscene.orchestration.runtime.placement import CLUSTER_VARIABLE, Demand, c
 logger = logging.getLogger("sepscene")
 
 WAIT_VARIABLE = "SEPSCENE_NODE_WAIT_SECONDS"
-DEFAULT_WAIT_SECONDS = 1800.0
-POLL_SECONDS = 2.0
-REPORT_SECONDS = 60.0
+DEFAULT_WAIT_SECONDS = 1800.0  # clouds take minutes to start a GPU node and to install its image
+POLL_SECONDS = 2.0  # interval at which the list of nodes is read
+REPORT_SECONDS = 60.0  # interval of the messages that say which nodes are missing
 
 
 def wait_for_nodes(requested: Sequence[Demand]) -> None:

@@ -15,7 +15,7 @@ WARN_RATIO = 1.1
 """An explicit bfloat16 causes a warning if it takes at least this many times as long as float32."""
 
 _SIDE = {"cpu": 768, "cuda": 8192}  # of the matrices: 0.9 and 1100 GFLOP per product
-_ROUNDS = 5
+_ROUNDS = 5  # the fastest counts: other processes can only make a round slower
 
 
 def separation_precision(experiment: Experiment) -> Precision:

@@ -4,28 +4,69 @@ All were written for Ray 2.60, which pyproject.toml requires. `tests/orchestrati
 real stream and a real trainer through this file, to detect an upgrade that breaks one of them.
 
 `leaving_nodes` (ray#65183; ray#66225 is open). `get_preemption_info` waits for all workers, but a worker that waits for
-    data never calls it. So the last checkpoint before a node is removed would not be written. Remove when that call no
-    longer waits for the other workers.
+    data never calls it. Buys the last checkpoint before a node is removed. Remove when that call no longer waits for
+    the other workers.
 `trainer_class` (ray#58515; ray#65447 is open). The process that cleans up after a dead controller connects to any Ray
     on this machine. If ours has no dashboard, that can be another Ray, which does not know our controller; the trainers
-    of a healthy run then lose their resources. Remove when that process connects to the Ray to which it belongs.
-`BLOCKS_PER_TASK` (no issue found; the limit came with ray#40387). Remove when the limit is a public setting.
+    of a healthy run then lose their resources. Buys runs that another Ray cannot end, and four CPU seconds per stage.
+    Remove when that process connects to the Ray to which it belongs.
+`trainer_class` also gives the trainers of such a Ray a torch store on loopback (no issue found): torch's own store
+    listens on all interfaces without a password, and Ray Train has no setting for it. `loopback_group.py` uses the
+    methods of Ray's worker group for it, which are not documented. Buys that no other machine can write to the store.
+    Remove when torch or Ray Train has a setting.
+`BLOCKS_PER_TASK` (no issue found; the limit came with ray#40387). Buys the CPU of a task that draws rows, which waits
+    for minutes otherwise (see below). Remove when the limit is a public setting.
 `Pause` (no issue found). The loop that drives a stream waits in `ray.wait` for running tasks, at most 100 ms. If
     readers are faster than trainers, every task always has a block that must wait for the trainers. Then `ray.wait`
-    returns immediately, and the loop occupies a core. On two cores, a run from a filled store trains a third faster
-    with the pause (docs/scaling.md). Remove when Ray's loop waits in this case.
+    returns immediately, and the loop occupies a core. Buys 21 % more rows per second from a filled store that is read
+    through, and 36 % from a prefilled one, on two cores (docs/scaling.md); on a cluster, a core of the node with the
+    coordinator. Remove when Ray's loop waits in this case.
 `on_loopback` (ray#18730 has the setting, for Windows and macOS only). Ray replaces 127.0.0.1 as a node's address by the
     machine's address, and then listens on all interfaces. Its public switch, `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0`,
-    also works on Linux, but is read when Ray is imported. Remove when `ray.init` accepts 127.0.0.1 unchanged.
+    also works on Linux, but is read when Ray is imported. Buys that other machines cannot reach a local Ray. Remove
+    when `ray.init` accepts 127.0.0.1 unchanged.
 `address_of_auto` (no issue found). `auto` also finds a Ray of ours, which listens on loopback, assumes the machine's
-    address for it, and waits there for six minutes without a message. If the address is known, it can be checked first.
-    Remove when Ray checks it.
-`trainer_class` also gives the trainers of such a Ray a torch store on loopback: torch's own store listens on all
-    interfaces without a password, and Ray Train has no setting for it. Remove when either of them has one.
+    address for it, and waits there for six minutes without a message. Buys an error within 15 seconds, because a known
+    address can be checked first. Remove when Ray checks it.
 `blocks_of` (ray#53727). If a stream is consumed in the driver, Ray prints messages about its actors on our terminal
-    ("constructor arguments in the object store"). Remove when Ray no longer does.
-The filter of a warning (no issue found). Ray deprecates the only way to limit restarts without a replacement. Remove
-    when there is one.
+    ("constructor arguments in the object store"). Buys a terminal without them. Remove when Ray no longer prints them.
+The filter of a warning (no issue found). Ray deprecates the only way to limit restarts without a replacement. Buys a
+    terminal without the warning. Remove when there is a replacement.
+`LOCAL_SWITCHES`, for a Ray that is started on this machine:
+    `RAY_worker_maximum_startup_concurrency` (ray#63800). Ray warns if there are more processes than four times this
+    number (default: its CPUs). Most of our processes only wait. Buys a terminal without the warning. Remove when the
+    warning can be switched off.
+    `RAY_prestart_worker_first_driver` (ray#40131). By default, Ray starts a worker per CPU in advance. Our tasks have
+    their own runtime environments and cannot use them. Buys 0.4 CPU seconds and 42 MB per CPU (measured 2026-12-01).
+    Remove when Ray starts none, or ones that our tasks can use.
+    `RAY_TRAIN_ENABLE_PREEMPTION_WATCHER` (no issue found). Ray Train starts a process per stage that checks for nodes
+    to be removed; this machine is the only node. Buys 4.4 CPU seconds per stage (docs/log/2026-11.md). Remove when Ray
+    Train does not start it for a single node.
+`IN_A_JOB` (no issue found; Ray's error message names the variable). A submitted job already has its trusted code in its
+    runtime environment, and Ray refuses the same settings from its driver. Buys custom code in submitted jobs. Remove
+    when Ray accepts settings that are equal.
+
+Elsewhere, because the code belongs there; each also for Ray 2.60:
+
+`stage.Stage._remove_leftovers` (no issue found) deletes Ray Train's file `checkpoint_manager_snapshot.json`, which
+    names folders that Ray Train would delete, and ends every later controller if it is truncated. Buys a continuation
+    after a kill. Remove when Ray Train has a setting for it.
+`stage.Stage._free_reserved` (no issue found) removes the placement group of a dead controller, as the process that
+    `trainer_class` omits would. Buys a second controller that does not wait forever. Remove with `trainer_class`.
+`session.disconnect` (no issue found) kills workers that deadlock at their exit (docs/reliability.md), and exits without
+    `ray.shutdown` if Ray has died, because that ends in a crash (SIGSEGV). Buys commands that end, with a message and
+    without processes left behind. Remove when `test_session.py` passes with `ray.shutdown` alone.
+`run_processes.py` (no issue found) recognizes processes by the names `raylet`, `gcs_server` and `ray::…`, because the
+    state API does not list them without a dashboard. Buys that stopped processes are found and killed. Remove when it
+    does.
+`reachable.check_temp_folder` (no issue found) knows the layout of Ray's socket paths. Buys a message with the maximum
+    length before the start. Remove when Ray's message gives it.
+`jobs.py` (no issue found) lists the values of `JobErrorType`, which `ray.job_submission` does not export, that mean a
+    failure of the cluster, and finds "try again later" and "does not exist" in messages, which have no types. Buys
+    resubmission after a failure of the cluster only. Remove when Ray exports types for both.
+
+`RAY_worker_niceness=0` in Makefile, benchmarks and tests only gives Ray's workers their share of a busy machine
+(docs/clusters.md); no code depends on it.
 """
 
 import time
@@ -45,11 +86,20 @@ from sepscene.orchestration.runtime.placement import is_local
 if TYPE_CHECKING:  # this imports torch, which most processes do not need
     from ray.train.torch import TorchTrainer
 
+LOCAL_SWITCHES = {
+    "RAY_worker_maximum_startup_concurrency": "1000",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+"""Environment variables for a Ray that is started on this machine."""
+
+IN_A_JOB = {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
+"""Environment variables for connecting to a cluster, which can happen in a submitted job."""
+
 BLOCKS_PER_TASK = 256
 """Maximum number of blocks that a task may produce before the first is consumed; Ray's default is two. By default, a
 task that draws the rows of many blocks would hold its CPU, which trials share, until the last is consumed: for minutes,
 if clips are separated live. Only tasks that draw rows produce many blocks, and these are small."""
-
 
 PAUSE_SECONDS = 0.02
 """A fifth of the time that Ray's loop itself waits for tasks."""

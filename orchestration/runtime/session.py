@@ -16,26 +16,11 @@ from sepscene.models.names import resolve
 from sepscene.models.trust import trust_variables
 from sepscene.orchestration.runtime.placement import LOCAL_LABEL
 from sepscene.orchestration.runtime.private_files import make_token, private_temp_folder
-from sepscene.orchestration.runtime.ray_compat import address_of_auto, on_loopback
+from sepscene.orchestration.runtime.ray_compat import IN_A_JOB, LOCAL_SWITCHES, address_of_auto, on_loopback
 from sepscene.orchestration.runtime.reachable import check_address, check_temp_folder
 from sepscene.orchestration.runtime.run_processes import core_processes, is_alive, service_processes
 from sepscene.orchestration.runtime.signals import exit_immediately
 from sepscene.orchestration.source import code_to_send
-
-LOCAL = {
-    # Ray warns about more processes than a few times this number (default: its CPUs). Many processes are intended here,
-    # as most of them wait for each other, and the warning cannot be switched off (ray#63800).
-    "RAY_worker_maximum_startup_concurrency": "1000",
-    # Start no workers in advance, one per CPU: our tasks have their own runtime environments and cannot use them.
-    "RAY_prestart_worker_first_driver": "0",
-    # Start no process per training stage that checks for nodes to be removed: this machine is the only node.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-}
-"""Environment variables for a Ray that is started on this machine."""
-
-IN_A_JOB = {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
-"""A submitted job already has its trusted code in its runtime environment. Without this variable, Ray would refuse the
-same settings from its driver."""
 
 IMPORT_SECONDS = 300.0
 """How long a node may take to import custom code, including its start."""
@@ -103,7 +88,7 @@ def connect(
         folder = private_temp_folder()
         check_temp_folder(folder)
         make_token()
-        with on_loopback(), _environment(LOCAL | {"RAY_TMPDIR": folder}):
+        with on_loopback(), _environment(LOCAL_SWITCHES | {"RAY_TMPDIR": folder}):
             context = ray.init(
                 address="local",
                 include_dashboard=dashboard,

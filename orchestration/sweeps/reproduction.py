@@ -18,11 +18,10 @@ from sepscene.orchestration.sweeps.run_trials import parent_run, prepare_shared,
 from sepscene.orchestration.sweeps.trial_plan import Trial, processors_of
 from sepscene.orchestration.sweeps.trial_status import Outcome
 from sepscene.tasks.paper.beyond import BEYOND
-from sepscene.tasks.paper.claims import OTHER_NAMES
+from sepscene.tasks.paper.claims import OTHER_NAMES, PAPER_CLIPS
 
 BASELINE_ROW = "table2/mix-mix"
 """Its trials also evaluate the untrained encoder, which all rows are compared with."""
-PAPER_CLIPS = 2_000_000
 
 
 def reproduce(

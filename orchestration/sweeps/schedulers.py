@@ -29,7 +29,7 @@ from sepscene.orchestration.sweeps.trial_plan import trial_name
 from sepscene.orchestration.sweeps.trial_status import facts_of
 
 _NEVER = 1000  # percent; above 100, so that ASHA does not stop a trial at its end, before it is evaluated
-_CHECK_SECONDS = 5.0
+_CHECK_SECONDS = 5.0  # interval at which the budget is checked
 _MAX_ATTEMPTS = 200  # after this many known settings in a row, Optuna is assumed to have no new one
 
 

@@ -161,7 +161,10 @@ def _typed(base: Experiment, setting: dict[str, Any], field: str) -> Any:
 def draw_settings(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
     """Draw `count` different settings at random, or fewer if the space has fewer.
 
-    The settings are reproducible from the seed, and a larger count starts with the same ones.
+    The settings are reproducible from the seed, and a larger count starts with the same ones. Tune's own random search
+    promises neither this nor different settings: it draws a setting when its trial starts, without comparing it with
+    earlier ones, and which trials start depends on what an interrupted sweep has finished. So all settings are drawn
+    here in advance, from Tune's domains.
     """
     random = np.random.RandomState(seed)  # the type that Tune's domains require
     domains = {

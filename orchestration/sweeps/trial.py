@@ -39,7 +39,7 @@ METRIC = "validation_knn_map"
 PERCENT = "percent"
 """Percentage of its rows that a trial has trained on, which is comparable between different batch sizes."""
 
-POLL_SECONDS = 1.0
+POLL_SECONDS = 1.0  # interval at which a trial reports to Tune, and touches its file in held/
 STALE_SECONDS = 15.0
 """A trial whose file in held/ has not changed for this long is not running."""
 

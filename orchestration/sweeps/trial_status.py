@@ -18,7 +18,7 @@ from sepscene.orchestration.reports.sweep_report import describe_setting
 from sepscene.orchestration.sweeps.trial import METRIC, is_held
 from sepscene.orchestration.sweeps.trial_plan import Trial
 
-_TAIL_BYTES = 16_384
+_TAIL_BYTES = 16_384  # read from the end of a metrics file: enough for its last records
 
 Status = Literal["finished", "stopped early", "failed", "unfinished"]
 

@@ -4,6 +4,8 @@
 are counted on the meta device, where nothing is computed. Norms, activations, Fourier transforms and mel filters are
 not counted: they are less than two percent of the arithmetic, though much of the memory traffic. Torch is imported
 inside the functions; the first count in a process takes two seconds of further imports.
+
+Shapes: n pairs of the global batch, D features of h.
 """
 
 from functools import lru_cache
@@ -16,6 +18,8 @@ from sepscene.orchestration.config import Experiment
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from sepscene.tasks.losses.terms import Term
 
 BACKWARD = 2
 """The backward pass costs twice the forward pass: it computes the gradients of the inputs and of the weights."""
@@ -62,26 +66,39 @@ def step_flops(experiment: Experiment) -> int:
     Raises:
         SepsceneError: as `encoder_flops`.
     """
+    import torch
+
     from sepscene.models.encoders.network import settings_of
+    from sepscene.tasks.losses.terms import HeadSizes, build_term
 
     objective = experiment.objective
-    global_batch = experiment.training.global_batch
-    views = 2 * global_batch
+    pairs = experiment.training.global_batch
     dim = settings_of(experiment.encoder).embedding_dim
-    hidden = objective.head_hidden
-    projection = objective.projection_dim
-    forward = views * encoder_flops(experiment)
-    for term in objective.used_terms.values():  # the cost of custom terms is unknown and not counted
+    sizes = HeadSizes(dim, objective.head_hidden, objective.projection_dim)
+    forward = 2 * pairs * encoder_flops(experiment)
+    for name, term in objective.used_terms.items():
+        if term.use in TERMS:  # the cost of custom terms is unknown and not counted
+            with torch.device("meta"):
+                forward += _term_flops(build_term(name, term, sizes), pairs, dim)
         if term.use == "coincidence":
-            # The head's first layer is computed per view, its second layer per pair.
-            forward += _matmul_flops(views, dim, hidden) + _matmul_flops(global_batch**2, hidden, 1)
-        elif term.use in TERMS:
-            forward += _matmul_flops(views, dim, hidden) + _matmul_flops(views, hidden, projection)
-            if term.use == "vicreg":  # compares features; the other terms compare all pairs
-                forward += 2 * _matmul_flops(projection, global_batch, projection)
-            else:
-                forward += _matmul_flops(views, projection, views)
+            # The head's second layer, per pair: a matrix times a vector, which the counter does not count.
+            forward += 2 * pairs**2 * objective.head_hidden
     return (1 + BACKWARD) * forward
+
+
+def _term_flops(term: "Term", pairs: int, dim: int) -> int:
+    """Operations of a term's head and its comparison of all pairs, forward only."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # With gradients, the losses would compute those in the forward pass, and BACKWARD would count them again.
+    term.requires_grad_(False)
+    h_1_nD = torch.empty(pairs, dim)
+    h_2_nD = torch.empty(pairs, dim)
+    with FlopCounterMode(display=False) as counter:
+        projected = term.project(h_1_nD, h_2_nD)
+        term.share(h_1_nD, h_2_nD, projected, projected, 0)
+    return counter.get_total_flops()
 
 
 def _counted(network: "nn.Module", shape: tuple[int, ...]) -> int:
@@ -91,7 +108,3 @@ def _counted(network: "nn.Module", shape: tuple[int, ...]) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.empty(shape))
     return counter.get_total_flops()
-
-
-def _matmul_flops(rows: int, inner: int, columns: int) -> int:
-    return 2 * rows * inner * columns

@@ -5,6 +5,8 @@ local mode, `num_workers=0`, but it does not work inside a Tune trial. The loop 
 without pause while blocks are ready: here it took a third of the trainer's time.) Nothing restarts such a stage: if the
 driver is killed, the stage ends, and the next start continues from its newest checkpoint. So a stage runs like this
 only on a single machine, where most causes that end a trainer end its driver as well.
+
+Shapes: B rows of a batch.
 """
 
 import shutil

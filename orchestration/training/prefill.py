@@ -1,4 +1,7 @@
-"""Fills the SeparatedStore before training, and checks at the end that every expected entry is in it."""
+"""Fills the SeparatedStore before training, and checks at the end that every expected entry is in it.
+
+Shapes: N clips.
+"""
 
 import hashlib
 import json
@@ -28,7 +31,7 @@ STAGE = "prefill"
 
 SHARDS_SECONDS = 30.0
 """How long the last shards of the actors can take to appear after the last row."""
-_RETRY_SECONDS = 1.0
+_RETRY_SECONDS = 1.0  # interval at which the store is searched for them
 
 
 @dataclass(frozen=True)

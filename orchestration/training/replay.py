@@ -1,4 +1,7 @@
-"""Replay: computes the views and the loss of given rows again, in one process, to find the cause of a bad step."""
+"""Replay: computes the views and the loss of given rows again, in one process, to find the cause of a bad step.
+
+Shapes: B rows, D embedding.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +24,7 @@ from sepscene.orchestration.training.separator_training import read_ladder
 from sepscene.orchestration.training.stream import draws_of, schedule_of, service_settings
 from sepscene.tasks.datasets.readers import Manifest
 
-_BLOCK_ROWS = 32
+_BLOCK_ROWS = 32  # rows that are separated at a time, to limit the memory
 _GIVE_ROWS = "give the rows to replay, with --row at least twice"
 
 

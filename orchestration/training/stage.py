@@ -96,7 +96,10 @@ class Stage:
             if self._controller_survived():
                 break
             if controller == MAX_CONTROLLERS:
-                raise SepsceneError(f"stage {self.folder.name} failed: its Train controller died {controller} times")
+                raise SepsceneError(
+                    f"stage {self.folder.name} failed: its Train controller died {controller} times, often for lack of "
+                    "memory: look for its reason in Ray's logs, then continue the run with --resume"
+                )
             self._log_event("its Train controller died, starting another")
             self._free_reserved()
         collect_validations(self.folder)
@@ -104,7 +107,10 @@ class Stage:
             raise SepsceneError(read_text(self.folder.fatal))
         last = newest_intact(self.folder.path)
         if last is None:
-            raise SepsceneError(f"{self.folder.path} holds no valid checkpoint after training")
+            raise SepsceneError(
+                f"{self.folder.path} holds no valid checkpoint after training: check its disk, then continue "
+                "the run with --resume"
+            )
         return last
 
     @property

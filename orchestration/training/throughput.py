@@ -7,6 +7,8 @@ the metrics of all stages from their own rows.
 
 The length of a queue follows from its waiting time: blocks that wait = blocks per second × seconds that each waits
 (Little's law).
+
+Shapes: B rows of a block, N rows with a property that is counted.
 """
 
 import math

@@ -48,8 +48,8 @@ from sepscene.tasks.distributed.gather import rank
 from sepscene.tasks.evaluation.embed_sounds import embed_sounds
 
 METRIC = "validation_knn_map"
-QUERY_EVERY = 4
-BATCH_CLIPS = 8
+QUERY_EVERY = 4  # every fourth clip is a query, and the others are its possible neighbours
+BATCH_CLIPS = 8  # clips that are embedded at a time, to limit the memory
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,8 @@
 """Check the content of a data set before a run uses it.
 
 `audit` decodes and compares every recording; `quick_check` takes seconds, and every run starts with it.
+
+Shapes: N clips, R recordings, B bytes of a hash, T samples.
 """
 
 import hashlib
@@ -23,7 +25,7 @@ from sepscene.tasks.datasets.survey import NOT_UTF8
 
 _LISTED = 10  # entries of a long list that the text shows
 _QUIET_DB = -70.0  # RMS in dBFS below which a 16-bit recording is mostly rounding noise
-_SHORT = 0.1
+_SHORT = 0.1  # seconds; shorter than any sound event of the usual data sets
 _LONG = 6 * 3600.0  # seconds
 _FAR = 20  # times the median: probably a recording that was not cut into clips
 _AT_ONCE = 1024  # recordings queued for the threads; ten million would take 10 GB

@@ -1,4 +1,7 @@
-"""The manifest: the clips of a data set, with their locations, labels and splits."""
+"""The manifest: the clips of a data set, with their locations, labels and splits.
+
+Shapes: N clips.
+"""
 
 import hashlib
 import json
@@ -30,7 +33,7 @@ CLIP_COLUMNS = pa.schema(
 """Labels and splits are dictionary-encoded, which saves 21 of 114 bytes per clip of AudioSet."""
 
 
-MAX_SPLITS = 2**15 - 1
+MAX_SPLITS = 2**15 - 1  # the index of a split has 16 bits, with a sign
 
 
 @dataclass(frozen=True)

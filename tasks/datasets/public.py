@@ -158,12 +158,15 @@ def _segments(root: Root, table: str, names: dict[str, str]) -> Iterator[tuple[s
     lines = [line for line in root.text(table).splitlines() if line.strip() and not line.startswith("#")]
     for row in _csv_rows(lines, f"{root.location}/{table}"):
         if len(row) != 4 or not _YOUTUBE_ID.match(row[0]):
-            raise ManifestError(f'{root.location}/{table}: {row!r} is not `YTID, start, end, "labels"`')
+            raise ManifestError(
+                f'{root.location}/{table}: {row!r} is not `YTID, start, end, "labels"`; download it again'
+            )
         mids = split_labels(row[3], ",")
         unknown = [mid for mid in mids if mid not in names]
         if unknown:
             raise ManifestError(
-                f"{root.location}/{table}: {row[0]} has label {unknown[0]!r}, which class_labels_indices.csv lacks"
+                f"{root.location}/{table}: {row[0]} has label {unknown[0]!r}, which class_labels_indices.csv lacks: "
+                "use the file of the same release"
             )
         yield row[0], parse_offset(row[1], f"{root.location}/{table}: {row[0]}"), tuple(names[mid] for mid in mids)
 
@@ -302,9 +305,11 @@ def _parquet_clips(root: Root, file: str) -> Iterator[Clip]:
         table = read_parquet_columns(path, root.filesystem, columns)
         rows = table.to_pylist() if columns else [{}] * count
     except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
-        raise ManifestError(f"{uri}: cannot be read as Parquet ({error})") from error
+        raise ManifestError(f"{uri}: cannot be read as Parquet ({error}); download it again") from error
     if AUDIO_COLUMN not in schema.names:
-        raise ManifestError(f"{uri}: has no column `{AUDIO_COLUMN}`; it has {', '.join(schema.names)}")
+        raise ManifestError(
+            f"{uri}: has no column `{AUDIO_COLUMN}`; it has {', '.join(schema.names)}: rename its column of sounds"
+        )
     yield from clips_of_rows(file, uri, schema, rows, split_of_shard(file))
 
 

@@ -1,6 +1,8 @@
 """The root of a data set: a local folder, or one on any filesystem that pyarrow supports, its files and its tables.
 
 Names inside a data set must not refer to files outside of its root.
+
+Shapes: N names.
 """
 
 import csv
@@ -66,7 +68,9 @@ class Root:
             self.filesystem, self.path = filesystem_of(self.location + self._query)
             info = self.filesystem.get_file_info(self.path)
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise ManifestError(f"{location}: cannot be reached ({error})") from error
+            raise ManifestError(
+                f"{location}: cannot be reached ({error}); check the address, the network and the credentials"
+            ) from error
         if info.type == pyarrow.fs.FileType.NotFound:
             raise ManifestError(f"{location}: no such folder; set data.root to the folder of the data")
         self.is_file = info.type == pyarrow.fs.FileType.File
@@ -166,7 +170,9 @@ class Root:
         try:
             infos = self.filesystem.get_file_info(selector)
         except (OSError, pa.ArrowException) as error:
-            raise ManifestError(f"{self.location}: cannot be listed ({error})") from error
+            raise ManifestError(
+                f"{self.location}: cannot be listed ({error}); check the network and the permissions"
+            ) from error
         return sorted(
             posixpath.relpath(info.path, self.path) for info in infos if info.type == pyarrow.fs.FileType.File
         )
@@ -222,9 +228,9 @@ class Root:
         except FileNotFoundError:
             raise ManifestError(f"{name}: no such file; is this the root of such a data set?") from None
         except UnicodeDecodeError:
-            raise ManifestError(f"{name}: is not UTF-8 text") from None
+            raise ManifestError(f"{name}: is not UTF-8 text: save it as UTF-8") from None
         except (OSError, pa.ArrowException) as error:
-            raise ManifestError(f"{name}: cannot be read ({error})") from error
+            raise ManifestError(f"{name}: cannot be read ({error}); check its permissions and the network") from error
 
     def table(self, relative: str, needed: Sequence[str], empty: Sequence[str] = ()) -> pa.Table:
         """A CSV or Parquet table; the cells of a CSV are text.
@@ -246,13 +252,13 @@ class Root:
             else:
                 table = read_csv(self.text(relative))
         except (OSError, ValueError, AttributeError, TypeError, RecursionError, csv.Error, pa.ArrowException) as error:
-            raise ManifestError(f"{name}: cannot be read as a table ({error})") from error
+            raise ManifestError(f"{name}: cannot be read as a table ({error}); correct it") from error
         self._check_columns(name, table.column_names, needed)
         for column in needed:
             row = pc.index(pc.is_null(table[column]), True).as_py()
             if row >= 0 and column not in empty:
                 number = row + first_row(relative)
-                raise ManifestError(f"{name}: row {number} has no value for {column}")
+                raise ManifestError(f"{name}: row {number} has no value for {column}: add it, or remove the row")
         return table
 
     def rows(self, relative: str, needed: Sequence[str], empty: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -264,12 +270,12 @@ class Root:
             rows = [parse_json(line) for line in self.text(relative).splitlines() if line.strip()]
             columns = sorted({str(key) for row in rows for key, _ in row.items()})
         except (ValueError, AttributeError) as error:
-            raise ManifestError(f"{name}: cannot be read as a table ({error})") from error
+            raise ManifestError(f"{name}: cannot be read as a table ({error}); correct it") from error
         self._check_columns(name, columns, needed)
         for number, row in enumerate(rows, first_row(relative)):
             for column in needed:
                 if row.get(column) is None and column not in empty:
-                    raise ManifestError(f"{name}: row {number} has no value for {column}")
+                    raise ManifestError(f"{name}: row {number} has no value for {column}: add it, or remove the row")
         return rows
 
     @staticmethod

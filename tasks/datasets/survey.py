@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 NOT_UTF8 = "its name is not UTF-8: rename it"
-_EXAMPLES = 5
+_EXAMPLES = 5  # file names that a message lists
 
 
 @dataclass(frozen=True)

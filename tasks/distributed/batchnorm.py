@@ -8,7 +8,7 @@ it. (The tests move rows between workers and check that the representations do n
 
 torch.nn.SyncBatchNorm does this on GPUs only; `SynchronisedBatchNorm` does it with any process group.
 
-Legend: x_BC… clips, channels and any further axes; W workers.
+Legend: B clips, C channels (x_BC can have further axes), W workers.
 """
 
 from typing import Any

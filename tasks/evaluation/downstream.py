@@ -20,7 +20,7 @@ from sepscene.tasks.evaluation.metrics import Bools, EvaluationError, Floats, me
 from sepscene.tasks.evaluation.probes import probe_scores
 from sepscene.tasks.evaluation.settings import ScoringSettings
 
-SEGMENT_SECONDS = 1.0
+SEGMENT_SECONDS = 1.0  # resolution of the segment-based F-score, as usual for DCASE
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Embed clips of different lengths without padding, exactly as `sepscene embed` does.
 
-Shapes: N clips, T samples, L frames, F mel bands, D embedding.
+Shapes: N clips, B clips of a batch, T samples, L frames, F mel bands, D embedding.
 """
 
 from collections import defaultdict

@@ -13,7 +13,7 @@ import numpy as np
 
 from sepscene.tasks.evaluation.metrics import Bools, NothingToEvaluate
 
-_LISTED = 8
+_LISTED = 8  # names that a message lists
 
 
 def labelled(targets_BK: Bools, part: str) -> Bools:

@@ -34,7 +34,7 @@ from sepscene.tasks.evaluation.metrics import Bools, Floats, check, d_prime_of, 
 from sepscene.tasks.evaluation.retrieval import choose, pair_rows, ranked_pairs, unit_length
 
 ENOUGH_POSITIVES = 3  # a resample loses a class with three positives with probability 0.05, two 0.14, one 0.37
-RESAMPLES_AT_ONCE = 128
+RESAMPLES_AT_ONCE = 128  # to limit the memory
 PAIR_RESAMPLES_AT_ONCE = 32  # a class has about 15,000 pairs, many more than clips
 
 

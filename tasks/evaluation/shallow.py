@@ -3,7 +3,7 @@
 The paper's downstream task (section "Evaluation"): one hidden layer + ReLU, multi-label, macro mAP. Hidden
 units, optimiser and stopping rule are not stated there: [open], below.
 
-Legend: P perceptrons, B clips, D embedding, K classes.
+Legend: P perceptrons, B clips, D embedding, H hidden units, K classes.
 
 Stopping rule. 15 % of the training clips (at most 20,000) are held out. Adam runs until their loss has not improved
 for `PATIENCE` epochs, or for `shallow_epochs` epochs. Then a new network is trained on ALL training clips for the best
@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from sepscene.tasks.evaluation.metrics import Bools, Floats
 from sepscene.tasks.evaluation.settings import ScoringSettings
 
-VALIDATION_SHARE = 0.15
-VALIDATION_CLIPS = 20_000
-PATIENCE = 10
-LEARNING_RATE = 1e-3
-WEIGHT_DECAY = 1e-4
-SCORING_CLIPS = 8192
+VALIDATION_SHARE = 0.15  # of the training clips, held out to choose the number of epochs
+VALIDATION_CLIPS = 20_000  # held out at most; more would make the loss on them hardly more exact
+PATIENCE = 10  # epochs without improvement until training stops
+LEARNING_RATE = 1e-3  # Adam's default
+WEIGHT_DECAY = 1e-4  # [open]; ours
+SCORING_CLIPS = 8192  # scored at a time, to limit the memory
 
 
 def train_perceptrons(

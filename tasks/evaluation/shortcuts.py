@@ -20,6 +20,7 @@ from sepscene.tasks.losses.diagnostics import effective_rank
 WARNING_SHARE = 0.35
 """The report warns if a larger share of h is explained [ours]; untrained encoders of this kind have 0.15 to 0.3."""
 QUIET_PERCENTILE = 10.0
+"""The level that a clip's frames exceed for nine tenths of the time counts as its background."""
 
 
 @dataclass(frozen=True, eq=False)

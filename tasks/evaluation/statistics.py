@@ -19,7 +19,7 @@ from scipy import stats
 
 from sepscene.tasks.evaluation.metrics import EvaluationError, Floats
 
-LEVEL = 0.95
+LEVEL = 0.95  # of all confidence intervals
 ROUNDING = 1e-12  # smaller differences are rounding errors
 
 
@@ -119,8 +119,9 @@ def t_interval(values: Sequence[float]) -> Interval:
     error = stats.sem(numbers)
     if count == 2 and error < ROUNDING:
         return Interval(mean, None, None, 2, "no interval: two seeds without any spread; run a third")
-    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1) * error)
-    return Interval(mean, mean - half, mean + half, count, f"95 % t over {count} seeds")
+    # scipy's interval is undefined without spread.
+    low, high = (mean, mean) if error == 0 else stats.t.interval(LEVEL, count - 1, loc=mean, scale=error)
+    return Interval(mean, float(low), float(high), count, f"95 % t over {count} seeds")
 
 
 def paired_t(values_a: Sequence[float], values_b: Sequence[float]) -> PairedTest:

@@ -10,6 +10,8 @@ BatchNorm is the only difference from a large batch: in both passes its statisti
 workers, if synchronised), because statistics over all chunks would need the activations of all chunks. The running
 averages are updated in the first pass only. Dropout would draw a new mask in the second pass, which would make the
 gradient wrong; this project's encoder has no dropout.
+
+Shapes: B views, L frames, F mel bands.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

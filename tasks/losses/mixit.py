@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 _FLOOR = 10 ** (-30 / 10)  # soft threshold: errors 30 dB below the reference hardly count
-_TINY = 1e-8
+_TINY = 1e-8  # keeps the logarithm finite if error and reference are silent
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ known how the metrics of the runs vary with the test clips, this variance is add
 
 All p are one-sided. Each claim is decided separately, without a correction for six claims. The margin, the level and
 the tests are ours; the paper gives one number per row and no intervals.
+
+Shapes: R resamples of the test clips.
 """
 
 from collections.abc import Mapping, Sequence
@@ -99,6 +101,9 @@ SAME_EXPERIMENT = {
     "table5/d128": "table4/S2+F+N/simclr-cp",
 }
 """Rows of two tables that are the same experiment under two names: metrics of either are valid for both."""
+
+PAPER_CLIPS = 2_000_000
+"""Clips of AudioSet that the paper trains on; studies say how many they have instead."""
 
 OTHER_NAMES = {**SAME_EXPERIMENT, **{second: first for first, second in SAME_EXPERIMENT.items()}}
 """The other name of a row that two tables share."""

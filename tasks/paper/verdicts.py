@@ -15,7 +15,7 @@ from sepscene.tasks.evaluation.statistics import ROUNDING, format_p
 
 Verdict = Literal["supported", "contradicted", "equal", "undecided"]
 
-LEVEL = 0.05
+LEVEL = 0.05  # largest probability of each wrong verdict (see `decide`)
 MARGIN = 0.01
 """Difference in mAP within which two rows count as equal."""
 
@@ -23,6 +23,9 @@ MARGIN = 0.01
 @dataclass(frozen=True)
 class Contrasted:
     """A difference between two rows, over seeds.
+
+    The tests use Student's t distribution directly, because `error` includes the spread over test clips; scipy's
+    `ttest_1samp` computes its own error from the values over seeds.
 
     Attributes:
         value: the mean difference.

@@ -86,7 +86,7 @@ def test_a_run_whose_driver_ends_continues_where_it_stopped(
     assert losses(run_dir) == undisturbed(long_enough(nano), train_clips, ladder)
 
 
-@pytest.mark.parametrize("numbers", [[signal.SIGINT], pytest.param([signal.SIGINT, signal.SIGKILL], marks=LONG)])
+@pytest.mark.parametrize("numbers", [pytest.param([signal.SIGINT], marks=LONG), [signal.SIGINT, signal.SIGKILL]])
 def test_a_stage_in_the_drivers_own_process_handles_signals_and_continues(
     nano: Experiment, scenes_dir: Path, ladder: dict[str, str], tmp_path: Path, numbers: list[signal.Signals]
 ) -> None:

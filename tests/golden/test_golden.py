@@ -4,7 +4,8 @@ The same seeds must give the same numbers after any change of the code. If a cha
 ones with `python -m tests.golden.test_golden`, and state the reason in docs/log.md.
 
 Draws are hashed integers, or floats from a single division, and must be equal bit for bit. Losses are sums of float32
-whose order depends on the kernel, so on other processors they may differ by 1e-5 of their value.
+whose order depends on the kernel, so on other processors they may differ by 1e-5 of their value, and by 1e-4 if a
+separator computes the views, because its samples are rounded to 16 bits.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from sepscene.augment.audio import AudioFormat
@@ -20,25 +22,32 @@ from sepscene.augment.separation.blocks import ServiceSettings
 from sepscene.augment.separation.reader import ViewMaker
 from sepscene.augment.synthetic.scenes import SceneConfig, write_scenes
 from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.presets import shipped_ladder
 from sepscene.orchestration.training.pretrainer import Pretrainer
 
-VALUES = Path(__file__).with_name("values.json")
+VALUES = {
+    "mix-mix": Path(__file__).with_name("values.json"),
+    "mix-chan": Path(__file__).with_name("values_mix_chan.json"),
+}
+"""Recorded values by kind of pair."""
 CLIPS = 24
-STEPS = 4
 ROWS = 8
+STEPS = {"mix-mix": 4, "mix-chan": 2}
+TOLERANCE = {"mix-mix": 1e-5, "mix-chan": 1e-4}
 
 
-def measured(nano: Experiment, folder: Path) -> dict[str, object]:
-    """Digests of the draws, intervals of the ledger, and losses of four steps on mixtures only."""
+def measured(nano: Experiment, folder: Path, pair: str) -> dict[str, object]:
+    """Digests of the draws, intervals of the ledger, and losses of the first steps; the demo's ladder separates."""
     write_scenes(folder, CLIPS, 0, "train", SceneConfig(clip_seconds=2.0))
     paths = np.array(sorted(str(path) for path in (folder / "train").glob("*.wav")), object)
-    experiment = nano.changed({"views.pair": "mix-mix"})
+    experiment = nano.changed({"views.pair": pair})
     schedule = Schedule(seed=experiment.seed, clips=CLIPS, epochs=4)
-    maker = ViewMaker(ServiceSettings(views=experiment.views, audio=AudioFormat(clip_seconds=2.0), checkpoints={}))
+    audio = AudioFormat(clip_seconds=2.0)
+    maker = ViewMaker(ServiceSettings(views=experiment.views, audio=audio, checkpoints=shipped_ladder()))
     trainer = Pretrainer(experiment, CLIPS, torch.device("cpu"))
     digests = {}
     losses = []
-    for step in range(STEPS):
+    for step in range(STEPS[pair]):
         draws = experiment.views.draw(schedule, np.arange(step * ROWS, (step + 1) * ROWS))
         digests |= {f"{name} {step}": _digest(column) for name, column in draws.items()}
         columns = {**draws, "uri": paths[draws["clip"]], "offset_seconds": np.zeros(ROWS)}
@@ -51,12 +60,13 @@ def _digest(column: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(column).tobytes()).hexdigest()[:16]
 
 
-def test_numbers_equal_the_recorded_ones(nano: Experiment, tmp_path: Path) -> None:
-    found = measured(nano, tmp_path)
-    recorded = json.loads(VALUES.read_text())
+@pytest.mark.parametrize("pair", VALUES)
+def test_numbers_equal_the_recorded_ones(nano: Experiment, tmp_path: Path, pair: str) -> None:
+    found = measured(nano, tmp_path, pair)
+    recorded = json.loads(VALUES[pair].read_text())
     assert found["draws"] == recorded["draws"]
     assert [list(interval) for interval in found["ledger"]] == recorded["ledger"]  # type: ignore[attr-defined]
-    np.testing.assert_allclose(found["losses"], recorded["losses"], rtol=1e-5)
+    np.testing.assert_allclose(found["losses"], recorded["losses"], rtol=TOLERANCE[pair])
 
 
 if __name__ == "__main__":
@@ -64,5 +74,7 @@ if __name__ == "__main__":
 
     from tests.conftest import nano as _nano
 
-    with tempfile.TemporaryDirectory() as where:
-        VALUES.write_text(json.dumps(measured(_nano.__wrapped__(), Path(where)), indent=1))  # type: ignore[attr-defined]
+    for name, file in VALUES.items():
+        with tempfile.TemporaryDirectory() as where:
+            values = measured(_nano.__wrapped__(), Path(where), name)  # type: ignore[attr-defined]
+            file.write_text(json.dumps(values, indent=1))

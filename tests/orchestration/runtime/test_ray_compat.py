@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +18,80 @@ import pytest
 import ray
 import ray.train
 import torch
+from ray.dashboard.modules.job.common import JobErrorType
 from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+from ray.train.v2._internal.execution import context as train_context
+from ray.train.v2._internal.execution.preemption import PreemptionContext
+from ray.train.v2.api.preemption import PreemptionInfo
 
+from sepscene.orchestration.records.run_folder import RunFolder
+from sepscene.orchestration.runtime import jobs
 from sepscene.orchestration.runtime.ray_compat import (
     BLOCKS_PER_TASK,
     PAUSE_SECONDS,
+    blocks_of,
     configure_data,
     leaving_nodes,
     trainer_class,
 )
+from sepscene.orchestration.training.stream import finite_retries
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 
-def many_rows(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Twenty rows per row."""
-    return {"id": (columns["id"][:, None] * 20 + np.arange(20)).ravel()}
+class ManyRows:
+    """Turns each row into `count` rows; an actor, whose constructor's arguments Ray mentions on the terminal."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __call__(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"id": (columns["id"][:, None] * self.count + np.arange(self.count)).ravel()}
 
 
-def test_one_task_of_a_stream_can_produce_many_blocks() -> None:
+def test_one_task_of_a_stream_can_produce_many_blocks_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     """Like our own stream: many more blocks per task than Ray buffers by default, each of the requested size."""
     assert "_max_num_blocks_in_streaming_gen_buffer" in vars(DataContext()), "our setting would have no effect"
     configure_data(ordered=True)
     assert BLOCKS_PER_TASK > 40 > 2 * (DataContext()._max_num_blocks_in_streaming_gen_buffer or 0)
-    rows = ray.data.range(2, override_num_blocks=1).map_batches(many_rows, batch_size=None)
-    (shard,) = rows.repartition(target_num_rows_per_block=1).streaming_split(1)
-    blocks = shard.iter_batches(batch_size=None, batch_format="numpy")  # type: ignore[arg-type]
+    rows = ray.data.range(2, override_num_blocks=1).map_batches(
+        ManyRows, fn_constructor_args=(20,), batch_size=None, compute=ray.data.ActorPoolStrategy(size=1)
+    )
+    blocks = blocks_of(rows.repartition(target_num_rows_per_block=1))
     assert [block["id"].tolist() for block in blocks] == [[n] for n in range(40)]
+    assert capfd.readouterr().err == ""
+
+
+def test_limits_of_restarts_cause_no_warning() -> None:
+    """Ray's warning is caused first, so that a version without it is noticed."""
+
+    def warned() -> list[str]:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            if filtered:
+                configure_data(ordered=True)
+            ray.data.range(1).map_batches(ManyRows, fn_constructor_args=(1,), ray_remote_args_fn=finite_retries)
+        return [str(each.message) for each in found if "ray_remote_args" in str(each.message)]
+
+    filtered = False
+    assert warned()
+    filtered = True
+    assert warned() == []
+
+
+def test_nodes_to_be_removed_are_read_from_the_context_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"one": [0, 1], "other": [3]})
+    empty: Any = None
+    context = train_context.TrainContext(empty, empty, empty, empty, PreemptionContext(info), empty, empty)
+    monkeypatch.setattr(train_context, "_train_context", context)
+    assert leaving_nodes() == {"one", "other"}
+
+
+def test_names_that_are_copied_from_ray_are_still_those_of_ray() -> None:
+    assert RunFolder(Path("run")).stage("separator").ray_snapshot.name == CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+    assert {each.value for each in JobErrorType} >= jobs.CLUSTER_ERRORS
 
 
 class CountIterations(ExecutionCallback):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from sepscene.models.encoders.network import settings_of
 from sepscene.models.settings import Cnn14Config, TDCNppConfig
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import named_experiment
@@ -43,3 +44,15 @@ def test_a_step_is_mostly_the_encoder() -> None:
     assert 1 < alone / encoder < both / encoder < 1.002
     pairs = 3 * 2 * (2 * 128 * 512 + 4096 * 512)
     assert both - alone == pairs
+
+
+def test_heads_and_losses_are_counted() -> None:
+    """Each against its closed form; the triplet loss compares each anchor with one view of each pair."""
+    for name, compared in {"table4/S2/simclr": 4, "table5/triplet": 1}.items():
+        experiment = named_experiment(name, "tiny")
+        objective = experiment.objective
+        pairs = experiment.training.global_batch
+        head = settings_of(experiment.encoder).embedding_dim * objective.head_hidden
+        head += objective.head_hidden * objective.projection_dim
+        forward = 2 * (2 * pairs * head + compared * pairs**2 * objective.projection_dim)
+        assert step_flops(experiment) == 3 * (2 * pairs * encoder_flops(experiment) + forward)
