@@ -94,6 +94,14 @@ def check_imports(path: Path, names: set[str]) -> None:
         assert not {name.split(".")[0] for name in names} & {"ray", "mlflow"}, "only orchestration/ may import them"
 
 
+# It fails until the branch that removes these imports is merged.
+def test_evaluation_does_not_import_training() -> None:
+    """The order of the rooms would allow it, but evaluation trains nothing: the pipeline gives it the encoders."""
+    training = "sepscene.orchestration.training"
+    files = (REPOSITORY / "orchestration" / "evaluation").rglob("*.py")
+    assert [name for path in files for name in imported(path) if name.startswith(training)] == []
+
+
 def test_the_rules_cover_real_files() -> None:
     assert len(FILES) > 30 and "ray.data" in imported(REPOSITORY / "orchestration" / "training" / "stream.py")
 
