@@ -45,16 +45,24 @@ ROOMS = {
 FILES_IN_A_ROOM = 20
 FOLDERS = set(MAY_IMPORT)
 FILES = sorted(path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*.py"))
+OTHER_FOLDERS = ("sepscene", "tests", "benchmarks", "docs", "examples")
+OTHER_FILES = sorted(path for folder in OTHER_FOLDERS for path in (REPOSITORY / folder).rglob("*.py"))
+TESTS_AND_BENCHMARKS = [
+    path for path in OTHER_FILES if path.relative_to(REPOSITORY).parts[0] in ("tests", "benchmarks")
+]
 
 
 def imported(path: Path) -> set[str]:
-    """Full names of everything that a file imports, including imports in functions."""
+    """Full names of everything that a file imports, including imports in functions and relative ones."""
+    package = ("sepscene", *path.relative_to(REPOSITORY).parent.parts)
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join((*start, *([node.module] if node.module else [])))
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return names
 
 
@@ -76,13 +84,17 @@ def place(parts: tuple[str, ...]) -> tuple[str, str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_imports_follow_the_rules(path: Path) -> None:
+    check_imports(path, imported(path))
+
+
+def check_imports(path: Path, names: set[str]) -> None:
+    """Check what a file of a room imports."""
     folder, room = place(path.relative_to(REPOSITORY).with_suffix("").parts)
-    names = imported(path)
     assert not {name for name in names if name.split(".")[0] in FOLDERS}, "import it as sepscene.…"
     order = ROOMS[folder]
     for name in sorted(names):
         parts = tuple(name.split("."))
-        if parts[0] != "sepscene" or len(parts) < 3 or parts[1] not in FOLDERS:
+        if parts[0] != "sepscene" or len(parts) < 2 or parts[1] not in FOLDERS:
             continue
         other, other_room = place(parts[1:])
         if other != folder:
@@ -112,12 +124,58 @@ def test_the_rules_cover_real_files() -> None:
     assert len(FILES) > 30 and "ray.data" in imported(REPOSITORY / "orchestration" / "training" / "stream.py")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import ray",
+        "import sepscene.orchestration",
+        "from sepscene import orchestration",
+        "from sepscene.orchestration import config",
+        "from orchestration import config",
+        "from ... import orchestration",
+        "from ...orchestration import config",
+        "from sepscene.augment import separation",
+        "from .. import separation",
+        "def late():\n    from ..separation.reader import ClipReader",
+    ],
+)
+def test_every_form_of_a_forbidden_import_is_found(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "REPOSITORY", tmp_path)
+    path = tmp_path / "augment" / "store" / "new.py"
+    path.parent.mkdir(parents=True)
+    allowed = "from sepscene import models\nfrom . import index\nfrom .. import draws\n"
+    path.write_text(allowed)
+    check_imports(path, imported(path))
+    path.write_text(allowed + line)
+    with pytest.raises(AssertionError, match=r"may not import|import it as|only orchestration/"):
+        check_imports(path, imported(path))
+
+
 @pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda path: path.name)
 def test_a_room_is_small(folder: Path) -> None:
     assert len(list(folder.glob("*.py"))) <= FILES_IN_A_ROOM
     tree = ast.parse((folder / "__init__.py").read_text())
     assert ast.get_docstring(tree), "describe the room in one sentence"
     assert len(tree.body) == 1, "an __init__ must import nothing"
+
+
+@pytest.mark.parametrize(
+    "folder",
+    sorted({path.parent for path in TESTS_AND_BENCHMARKS}),
+    ids=lambda path: str(path.relative_to(REPOSITORY)),
+)
+def test_a_folder_of_tests_or_benchmarks_is_small(folder: Path) -> None:
+    assert len(list(folder.glob("*.py"))) <= FILES_IN_A_ROOM
+    init = folder / "__init__.py"
+    body = ast.parse(init.read_text()).body if init.exists() else []
+    assert all(isinstance(node, ast.Expr) for node in body), "an __init__ must import nothing"
+
+
+def test_the_tests_mirror_the_rooms() -> None:
+    """Each folder with tests of a part of the package is called like one of its rooms."""
+    rooms = {path.parent.relative_to(REPOSITORY) for path in FILES}
+    folders = {path.parent.relative_to(REPOSITORY / "tests") for path in (REPOSITORY / "tests").rglob("test_*.py")}
+    assert {folder for folder in folders if folder.parts and folder.parts[0] in FOLDERS} <= rooms
 
 
 def test_the_package_lists_every_room() -> None:
@@ -155,6 +213,39 @@ def private_parts_of_ray(path: Path) -> set[str]:
     return taken
 
 
+PRIVATE_PARTS_IN_TESTS = {
+    # It tests the workarounds of ray_compat.py, which use these parts.
+    "tests/orchestration/runtime/test_ray_compat.py": None,
+    # Ray has no public function that checks a cluster's description without a cloud.
+    "tests/clusters/test_templates.py": {"ray.autoscaler._private.util"},
+}
+"""Tests that use private parts of Ray -> the modules that they may use; None: any."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in TESTS_AND_BENCHMARKS if any(name.split(".")[0] == "ray" for name in imported(path))],
+    ids=lambda path: str(path.relative_to(REPOSITORY)),
+)
+def test_tests_and_benchmarks_use_no_private_parts_of_ray(path: Path) -> None:
+    """Private attributes of our own modules are allowed here, so only those of Ray's objects would be a mistake."""
+    private = {name for name in private_parts_of_ray(path) if not own_private_part(path, name)}
+    name = path.relative_to(REPOSITORY).as_posix()
+    if name not in PRIVATE_PARTS_IN_TESTS:
+        assert not private, "use a public function of Ray, or add an exception with its reason"
+        return
+    assert private, "it needs no exception any more"
+    allowed = PRIVATE_PARTS_IN_TESTS[name]
+    assert allowed is None or all(part.startswith(tuple(allowed)) for part in private)
+
+
+def own_private_part(path: Path, part: str) -> bool:
+    """Whether `part`, such as `jobs._environment`, is an attribute of a module of ours or of the standard library."""
+    owner = part.split(".")[0]
+    modules = {name for name in imported(path) if name.split(".")[-1] == owner}
+    return bool(modules) and not any(name.split(".")[0] == "ray" for name in modules)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_only_one_file_uses_private_parts_of_ray(path: Path) -> None:
     if path.relative_to(REPOSITORY).as_posix() == "orchestration/runtime/ray_compat.py":
@@ -170,9 +261,8 @@ def attributes(path: Path) -> set[str]:
 
 def test_configurations_are_changed_only_with_validation() -> None:
     """pydantic's `model_copy(update=...)` and `model_construct` accept invalid values: use `changed`."""
-    everywhere = [*FILES, *(REPOSITORY / "tests").rglob("*.py"), *(REPOSITORY / "benchmarks").rglob("*.py")]
     unchecked = {"model_copy", "model_construct"}
-    assert [str(path) for path in everywhere if attributes(path) & unchecked] == []
+    assert [str(path) for path in (*FILES, *OTHER_FILES) if attributes(path) & unchecked] == []
     assert "changed" in attributes(REPOSITORY / "orchestration" / "presets.py")
 
 

@@ -41,7 +41,7 @@ def test_the_guide_contains_each_file(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("_untrusted_lab")
 def test_the_command_requires_trust_and_names_a_failed_import(nano: Experiment, tmp_path: Path) -> None:
-    """Before Ray is started. tests/orchestration/test_custom_run.py has the run itself."""
+    """Before Ray is started. tests/orchestration/pipeline/test_custom_run.py has the run itself."""
     nano.save(tmp_path / "nano.yaml")
     words = ["plan", str(tmp_path / "nano.yaml"), "--seconds", "1", "--set"]
     right = "encoder={use: 'mylab.nets:MelGru', width: 8, embedding_dim: 12}"

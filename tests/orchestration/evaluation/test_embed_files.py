@@ -4,8 +4,6 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +14,18 @@ import soundfile
 import torch
 
 from sepscene.augment.audio import AudioFormat, read_audio, read_blocks
-from sepscene.clusters.pools import Node
 from sepscene.models.config import SepsceneError
-from sepscene.models.encoders.encoder import save_encoder
+from sepscene.models.custom import CustomEncoder
+from sepscene.models.encoders.encoder import Encoder, EncoderConfig, save_encoder
+from sepscene.models.names import trust_code
 from sepscene.orchestration.api import embed
 from sepscene.orchestration.evaluation import embed_files as embedding
 from sepscene.orchestration.evaluation.embed_clips import EmbedClips
 from sepscene.orchestration.evaluation.embed_files import EmbedReport, list_files
 from sepscene.orchestration.evaluation.file_encoder import FileEncoder
-from sepscene.orchestration.runtime import placement, session
 from sepscene.tasks.datasets.readers import read_manifest
 from sepscene.tasks.datasets.survey import NOT_UTF8
+from tests.custom_code import write_package
 from tests.models.encoders.test_encoder import small_encoder
 
 
@@ -260,20 +259,24 @@ def test_bad_manifests_are_named(tmp_path: Path) -> None:
             list_files([str(tmp_path / name)])
 
 
-def test_a_refused_call_leaves_no_files(
-    bundle: Path, sounds: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_call_leaves_no_files(bundle: Path, sounds: list[str], tmp_path: Path) -> None:
     with pytest.raises(SepsceneError, match="torch does not know this device"):
         embed(bundle, sounds, tmp_path / "out.parquet", device="abacus")
+    assert not list(tmp_path.glob("out.parquet*"))
 
-    def cannot_import(names: Sequence[str]) -> None:
-        raise SepsceneError("a node cannot import it")
 
-    monkeypatch.setattr(session, "connected", lambda address, code: nullcontext())
-    monkeypatch.setattr(session, "check_custom_code", cannot_import)
-    monkeypatch.setattr(placement, "cluster_nodes", lambda: [Node("here", 4)])
-    with pytest.raises(SepsceneError, match="a node cannot import it"):
-        embed(bundle, sounds, tmp_path / "out.parquet", actors=1)
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_an_encoder_that_a_node_cannot_import_is_refused_and_leaves_no_files(
+    sounds: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only this process knows and trusts the encoder's code: Ray was started before."""
+    write_package(tmp_path / "lab", "embedlab", monkeypatch)
+    trust_code("embedlab.nets:MelNet")
+    trunk = CustomEncoder.model_validate({"use": "embedlab.nets:MelNet"})
+    save_encoder(Encoder(EncoderConfig(trunk=trunk)), tmp_path / "custom", {})
+    with pytest.raises(SepsceneError, match=r"embedlab.*pass runtime_env=\{'py_modules'"):
+        embed(tmp_path / "custom", sounds, tmp_path / "out.parquet", actors=1)
     assert not list(tmp_path.glob("out.parquet*"))
 
 

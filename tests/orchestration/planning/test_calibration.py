@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from torch.overrides import TorchFunctionMode
 from typer.testing import CliRunner
 
+from sepscene.augment.audio import read_sound
+from sepscene.augment.separation import reader
 from sepscene.models.config import SepsceneError
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
@@ -16,7 +19,6 @@ from sepscene.models.settings import TDCNppConfig
 from sepscene.orchestration.cli.main import app
 from sepscene.orchestration.presets import named_experiment
 from sepscene.tasks.distributed.batchnorm import SynchronisedBatchNorm
-from tests.orchestration.planning.test_plan import MEASURED
 
 pytestmark = pytest.mark.slow  # imports Ray, though it starts none
 
@@ -50,31 +52,37 @@ def forward_seconds(experiment) -> float:
     return (time.perf_counter() - begin) / 3
 
 
-def test_separators_are_measured_with_the_settings_of_the_run(tmp_path, monkeypatch):
-    """Batch and precision of the actors, one processor of each kind, and the objective that a worker trains."""
-    import sepscene.orchestration.planning.calibration as module
+class Products(TorchFunctionMode):
+    """Records the precisions in which matrix products are computed."""
 
-    class Spy(module.SeparationService):
-        def __init__(self, settings, **given):
-            made.append((settings.processors, settings.precision, given["clips_per_forward"]))
-            super().__init__(settings, **given)
+    def __init__(self) -> None:
+        super().__init__()
+        self.precisions: set[torch.dtype] = set()
 
-    made: list[tuple] = []
-    monkeypatch.setattr(module, "SeparationService", Spy)
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.Tensor.matmul, torch.Tensor.__matmul__, torch.matmul):
+            self.precisions.add(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+def test_separators_are_measured_with_the_settings_of_the_run(tmp_path):
+    """Batch and precision of the actors, and one processor of each kind."""
+    from sepscene.orchestration.planning.calibration import calibrate
+
     save_separator(TDCNpp(TDCNppConfig.tiny(sources=3)), tmp_path / "F", {})
     save_separator(TDCNpp(TDCNppConfig.tiny(blocks=2)), tmp_path / "S2", {})
     folders = {name: str(tmp_path / folder) for name, folder in (("S2", "S2"), ("F", "F"), ("N", "F"))}
-    experiment = named_experiment("table4/S2+F+N/simclr-cp", "tiny").changed(
-        {
-            "resources.separation_batch": 4,
-            "resources.separation_precision": "bfloat16",
-            "separator.checkpoints": folders,
-        }
+    run = named_experiment("table4/S2+F+N/simclr-cp", "tiny").changed(
+        {"resources.separation_batch": 4, "separator.checkpoints": folders}
     )
-    found = module.calibrate(experiment, seconds=1)
-    assert sorted(made) == [(("N",), "bfloat16", 4), (("S2",), "bfloat16", 4)]
-    assert found.separation_seconds.keys() == {"S2", "F", "N"} and found.separation_rows >= 4
-    assert found.separation_seconds["F"] == found.separation_seconds["N"] != found.separation_seconds["S2"]
+    for precision in ("float32", "bfloat16"):
+        with Products() as products:
+            # In so little time, only the smallest block is measured: one batch of the actors.
+            found = calibrate(run.changed({"resources.separation_precision": precision}), seconds=0.01)
+        assert found.separation_rows == 4
+        assert (torch.bfloat16 in products.precisions) == (precision == "bfloat16")
+        assert found.separation_seconds.keys() == {"S2", "F", "N"}
+        assert found.separation_seconds["F"] == found.separation_seconds["N"] != found.separation_seconds["S2"]
 
 
 def test_mixtures_beside_the_views_are_measured_as_the_run_has_them(tmp_path):
@@ -110,15 +118,13 @@ def test_given_clips_are_used_and_unreadable_ones_are_named(tmp_path):
 
 
 def test_a_plan_counts_and_decodes_the_clips_of_a_local_data_set(tmp_path, monkeypatch):
-    import sepscene.orchestration.planning.calibration as module
+    decoded: set[tuple[str, float]] = set()
 
-    calibrated: list[tuple] = []
+    def read(uri, audio, offset=0.0):
+        decoded.add((Path(uri).stem, offset))
+        return read_sound(uri, audio, offset)
 
-    def spy(experiment, seconds, clips, offsets):
-        calibrated.append((list(clips), list(offsets)))
-        return MEASURED
-
-    monkeypatch.setattr(module, "calibrate", spy)
+    monkeypatch.setattr(reader, "read_sound", read)
     rows = ["uri,labels,split,offset_seconds"]
     for n in range(20):
         soundfile.write(tmp_path / f"{n:02}.wav", 0.1 * np.sin(np.arange(48_000)), 16_000)
@@ -126,18 +132,18 @@ def test_a_plan_counts_and_decodes_the_clips_of_a_local_data_set(tmp_path, monke
     (tmp_path / "03.wav").write_text("no sound")
     (tmp_path / "manifest.csv").write_text("\n".join(rows))
     epochs = named_experiment("demo", "tiny").training.epochs
-    words = ["plan", "demo", "--set", "data.format=table", "--set", f"data.root={tmp_path}"]
+    words = ["plan", "demo", "--set", "data.format=table", "--set", f"data.root={tmp_path}", "--seconds", "1"]
     result = CliRunner().invoke(app, words, env={"COLUMNS": "160"})
     assert result.exit_code == 0, (result.output, result.exception)
     assert (
         f"= 18 clips x {epochs} epochs" in result.output and "1 of the first 16 clips cannot be read" in result.output
     )
-    ((clips, offsets),) = calibrated
-    assert [Path(uri).stem for uri in clips] == [f"{n:02}" for n in range(16) if n != 3]
-    assert offsets == [n / 100 for n in range(16) if n != 3]
+    assert decoded == {(f"{n:02}", n / 100) for n in range(16) if n != 3}
     result = CliRunner().invoke(app, [*words, "--clips", "1000"], env={"COLUMNS": "160"})
     assert f"= 1,000 clips x {epochs} epochs" in result.output
     away = ["plan", "demo", "--set", "data.format=table", "--set", f"data.root={tmp_path}/nowhere"]
     with pytest.raises(SepsceneError, match=r"nowhere.*--clips N"):
         raise CliRunner().invoke(app, away).exception
-    assert CliRunner().invoke(app, [*away, "--clips", "10"]).exit_code == 0 and calibrated[-1] == ([], [])
+    decoded.clear()
+    assert CliRunner().invoke(app, [*away, "--clips", "10", "--seconds", "1"]).exit_code == 0
+    assert decoded and {offset for _, offset in decoded} == {0.0}, "generated scenes are decoded instead"

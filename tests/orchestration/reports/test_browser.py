@@ -96,6 +96,7 @@ def test_lines_and_points_of_pictures_have_contrast(driver: webdriver.Chrome, si
 def test_all_links_are_valid(driver: webdriver.Chrome, site: Path, page: str) -> None:
     show(driver, site / page)
     links = driver.execute_script("return [...document.querySelectorAll('a')].map((a) => a.getAttribute('href'))")
+    assert links, "there is nothing to follow"
     for link in links:
         if link.startswith("#"):
             assert driver.execute_script("return document.querySelector(arguments[0]) !== null", link), link

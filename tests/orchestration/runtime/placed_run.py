@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 import ray
-from ray._private.state import actors
 from ray.cluster_utils import Cluster
+from ray.util.state import list_actors
 
 from sepscene.models.config import SepsceneError
 from sepscene.models.names import trust_code
@@ -94,16 +94,17 @@ def _outcome(folder: Path, nodes: dict[str, str]) -> dict[str, object]:
 
     def watch() -> None:
         while not over.wait(0.3):
-            for actor in actors().values():
+            for actor in list_actors(filters=[("state", "=", "ALIVE")]):
                 for title, kind in KINDS.items():
-                    if title in actor["ActorClassName"] and actor["State"] == "ALIVE":
-                        seen[kind].add(nodes[actor["Address"]["NodeID"]])
+                    if title in actor.class_name:
+                        seen[kind].add(nodes[actor.node_id])
 
     def stop_a_separator() -> None:
         while not over.wait(0.3):
-            separators = [one for one in actors().values() if "SeparationService" in one["ActorClassName"]]
+            alive = list_actors(filters=[("state", "=", "ALIVE")])
+            separators = [actor for actor in alive if "SeparationService" in actor.class_name]
             if read_metrics(folder / "run") and separators:
-                os.kill(separators[0]["Pid"], signal.SIGSTOP)
+                os.kill(separators[0].pid, signal.SIGSTOP)
                 return
 
     watcher = threading.Thread(target=watch, daemon=True)

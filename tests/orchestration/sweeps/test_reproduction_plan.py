@@ -1,15 +1,15 @@
 """A reproduction is planned before Ray starts: changes must not redefine rows, and data sets must have their splits."""
 
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.cli.main import app
+from sepscene.orchestration.cli.sweep_commands import _report
 from sepscene.orchestration.dataset_presets import check_splits, data_changes
 from sepscene.orchestration.presets import EXPERIMENTS
 from sepscene.orchestration.sweeps.reproduction_plan import planned_rows, row_experiments
@@ -131,21 +131,12 @@ def test_the_command_refuses_empty_splits_before_ray_starts(esc50: str, tmp_path
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("failed", "code"), [({}, 0), ({"table2-mix-mix,seed=0": "ValueError"}, 3)])
 def test_the_command_exits_with_three_when_a_trial_has_failed(
-    failed: dict[str, str], code: int, esc50: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run: list[Any] = []
-
-    def reproduce(*arguments: Any) -> Any:
-        run.extend(arguments)
-        return SimpleNamespace(failed=failed)
-
-    monkeypatch.setattr("sepscene.orchestration.sweeps.reproduction.reproduce", reproduce)
-    monkeypatch.setattr("sepscene.orchestration.pipeline.session.prepared_session", lambda *_: nullcontext())
-    given = ["reproduce", "table2", "--data", f"esc50:{esc50}", "--storage", str(tmp_path / "runs")]
-    result = CliRunner().invoke(app, given)
-    assert result.exit_code == code, result.output
-    assert ("table2-mix-mix,seed=0" in result.output) == bool(failed)
-    assert run[3]["data.train"] == ["1", "2", "3"]
+    _report(tmp_path, [])
+    assert "failed" not in capsys.readouterr().out
+    with pytest.raises(typer.Exit) as ended:
+        _report(tmp_path, ["table2-mix-mix,seed=0"])
+    assert ended.value.exit_code == 3
+    assert "failed        1, e.g. table2-mix-mix,seed=0" in capsys.readouterr().out

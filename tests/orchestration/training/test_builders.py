@@ -10,7 +10,6 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.encoders.encoder import Encoder, EncoderConfig, load_encoder, save_encoder
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.training.builders import build_objective, check_start, encoder_of, start_from
-from sepscene.tasks.losses.terms import Triplet
 
 
 @pytest.fixture
@@ -63,11 +62,14 @@ def test_a_damaged_or_missing_start_encoder_is_refused(nano: Experiment, bundle:
 
 
 def test_the_triplet_baseline_trains_its_loss(nano: Experiment) -> None:
-    triplet = nano.changed({"objective.similarity": "triplet", "objective.alpha": 0, "objective.triplet_margin": 0.3})
-    objective = build_objective(triplet)
-    (term,) = objective.terms.values()
-    assert isinstance(term, Triplet) and term.config.margin == 0.3 and objective.coincidence_head is None
-    result = objective(*torch.randn(2, 6, 96, 64))
-    result.loss.backward()
-    assert 0 < result.loss.item() < 4.3
+    triplet = nano.changed({"objective.similarity": "triplet", "objective.alpha": 0})
+    views = torch.randn(2, 6, 96, 64)
+    losses = []
+    for margin in (0.3, 0.7):
+        result = build_objective(triplet.changed({"objective.triplet_margin": margin}))(*views)
+        result.loss.backward()
+        losses.append(result.loss.item())
+    # At most 4, the largest squared distance on the unit sphere, and the margin.
+    assert 0 < losses[0] < 4.3
+    assert losses[0] < losses[1] <= losses[0] + 0.4 + 1e-6
     assert encoder_of(triplet, None).embedding_dim == 16

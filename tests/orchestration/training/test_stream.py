@@ -17,6 +17,7 @@ from sepscene.orchestration.cli.main import app
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.runtime.ray_compat import configure_data
+from sepscene.orchestration.training.prefill import fill
 from sepscene.orchestration.training.pretrainer import ViewInputs, pcm_pair
 from sepscene.orchestration.training.row_draws import DrawRows
 from sepscene.orchestration.training.stream import prefill_stream, schedule_of, service_settings, view_stream
@@ -84,6 +85,19 @@ def test_a_prefilled_store_needs_no_separation_actors(
     nowhere = experiment.changed({"resources.separation_cpus": 1000})
     (part,) = collect(nowhere, train_clips, ladder, Ledger(len(reference)), store)
     assert part == reference
+
+
+def test_clips_are_separated_and_stored_in_the_precision_of_the_experiment(
+    nano: Experiment, train_clips: Manifest, ladder: dict[str, str], tmp_path: Path
+) -> None:
+    """An entry of one precision is not used for the other. `fill` reports entries of another precision as missing."""
+    half = nano.changed({"resources.separation_precision": "bfloat16"})
+    both = 2 * len(train_clips)
+    configure_data(ordered=True)
+    with SeparatedStore(str(tmp_path / "store")) as store:
+        for experiment in (half, nano):
+            filled = fill(experiment, train_clips, ladder, store, lambda done: None)
+            assert (filled.present, filled.counts["misses"]) == (both, both)
 
 
 def test_actors_carry_the_name_of_their_run(nano: Experiment, train_clips: Manifest, ladder: dict[str, str]) -> None:

@@ -20,7 +20,7 @@ from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.results import RunResults, read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from sepscene.tasks.datasets.readers import Manifest
 from tests.custom_code import write_package
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 EXAMPLE = ROOT / "examples" / "mylab"
 
 SCRIPT = """

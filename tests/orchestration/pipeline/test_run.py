@@ -1,21 +1,21 @@
-"""The output of a stage while it runs: progress, events, and sometimes the balance of the stream."""
+"""A run's data sets, and the output of its stages: progress, events, and sometimes the balance of the stream."""
 
 import io
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
+import soundfile
 from rich.console import Console
 
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.pipeline import run as module
 from sepscene.orchestration.pipeline.run import BALANCE_EVERY, Run
 from sepscene.orchestration.records.checkpoints import TrainingState, write_checkpoint
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.metrics_log import append_metrics
 from sepscene.orchestration.records.mlflow_mirror import Tracker
 from sepscene.orchestration.records.run_folder import RunFolder
-from sepscene.tasks.datasets.manifest import Clip, make_manifest
 
 pytestmark = pytest.mark.slow  # imports Ray, though it starts none
 BALANCE = {
@@ -48,13 +48,13 @@ def test_a_continued_stage_shows_the_progress_of_the_earlier_command(nano: Exper
     assert " 64/160 " in out.getvalue().splitlines()[0]
 
 
-def test_cross_validation_counts_clips_without_a_label_once(
-    nano: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clips = [Clip(f"{n}", f"/{n}.wav", ("dog",) if n else (), f"fold{n % 2}") for n in range(4)]
-    monkeypatch.setattr(module, "read_manifest", lambda *_: make_manifest(clips, "here"))
-    monkeypatch.setattr(module, "quick_check", lambda *_: [])
-    data = {"format": "esc50", "root": str(tmp_path), "train": ("fold0", "fold1"), "test": ("folds",)}
+def test_cross_validation_counts_clips_without_a_label_once(nano: Experiment, tmp_path: Path) -> None:
+    rows = ["uri,labels,split"]
+    for n in range(4):
+        soundfile.write(tmp_path / f"{n}.wav", np.random.default_rng(n).uniform(-0.1, 0.1, 32_000), 16_000)
+        rows.append(f"{n}.wav,{'dog' if n else ''},fold{n % 2}")
+    (tmp_path / "manifest.csv").write_text("\n".join(rows))
+    data = {"format": "table", "root": str(tmp_path), "train": ("fold0", "fold1"), "test": ("folds",)}
     folds = nano.changed({f"data.{name}": value for name, value in data.items()})
     out = io.StringIO()
     train, test = Run(tmp_path, folds, Mock(spec=Tracker), Console(file=out, width=200)).manifests
