@@ -306,7 +306,7 @@ class Root:
 
     def _is_surveyed(self) -> bool:
         """Whether unused files are counted: the caller has requested it, or the files were listed anyway."""
-        return self.survey or "everything" in self.__dict__
+        return self.survey or "all_files" in self.__dict__
 
 
 def _reason(name: str, unused: str) -> str:

@@ -52,7 +52,7 @@ def settings_of(config: type[BaseModel], **options: Any) -> Any:
 
 def test_an_option_that_is_no_setting_of_custom_code_is_refused() -> None:
     with pytest.raises(
-        SepsceneError, match=r"^part lab: widht: unknown field \(did you mean width\?\); known are width"
+        SepsceneError, match=r"^part lab: widht: unknown field \(did you mean width\?\); known fields: width"
     ):
         settings_of(Plain, widht=8)
     with pytest.raises(SepsceneError, match=r"^part lab: width: Input should be a valid integer"):

@@ -86,7 +86,7 @@ def test_an_error_suggests_the_most_similar_section() -> None:
 
 
 def test_a_change_is_validated_and_its_error_names_the_field() -> None:
-    with pytest.raises(SepsceneError, match=r"box\.widht: unknown field \(did you mean width\?\); known are width"):
+    with pytest.raises(SepsceneError, match=r"box\.widht: unknown field \(did you mean width\?\); known fields: width"):
         Whole().changed({"box.widht": 2})
     with pytest.raises(SepsceneError, match=r"bad configuration with box\.width: box\.width: Input should be a valid"):
         Whole().changed({"box.width": "wide"})

@@ -159,7 +159,10 @@ def test_a_custom_term_is_trained_with_the_others(
     ("settings", "message"),
     [
         ({"use": "badlab.nets:Pull", "power": 0}, r"objective.terms.mine \(badlab.nets:Pull\): power: Input should be"),
-        ({"use": "badlab.nets:Pull", "pover": 1}, r"pover: unknown field \(did you mean power\?\); known are power"),
+        (
+            {"use": "badlab.nets:Pull", "pover": 1},
+            r"pover: unknown field \(did you mean power\?\); known fields: power",
+        ),
         ({"use": "badlab.nets:Endless"}, "for two pairs; a loss must be finite"),
         ({"use": "badlab.nets:MelNet"}, "is not a subclass of tasks.losses.terms.Term"),
         (

@@ -38,7 +38,7 @@ def test_equal_to_a_dictionary():
         assert shards == sorted(shards)
         assert sorted(shards) == sorted(name for name, _ in expected.get(number, []))
         for copy in found:
-            np.testing.assert_array_equal(copy.levels, np.full(copy.place.channels, -number, np.float32))
+            np.testing.assert_array_equal(copy.levels, np.full(copy.location.channels, -number, np.float32))
 
 
 def test_keys_with_equal_first_halves_are_distinguished(monkeypatch):
@@ -85,6 +85,6 @@ def test_many_at_once_equal_one_by_one():
     for number in range(160):
         ours = at_once.find(digest(number))
         theirs = one_by_one.find(digest(number))
-        assert [(f.shard, f.place) for f in ours] == [(f.shard, f.place) for f in theirs]
+        assert [(f.shard, f.location) for f in ours] == [(f.shard, f.location) for f in theirs]
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(a.levels, b.levels)

@@ -113,7 +113,11 @@ def test_bundles_of_cnn14_are_as_older_versions_wrote_them(tmp_path: Path) -> No
     ("name", "options", "message"),
     [
         ("MelNet", {"size": 0}, r"encoder netlab.nets:MelNet: size: Input should be greater than or equal to 1"),
-        ("MelNet", {"siez": 9}, r"MelNet: siez: unknown field \(did you mean size\?\); known are size, embedding_dim"),
+        (
+            "MelNet",
+            {"siez": 9},
+            r"MelNet: siez: unknown field \(did you mean size\?\); known fields: size, embedding_dim",
+        ),
         ("Wrong", {}, r"returns a tensor of shape \(2, 3\) for two patches, not finite numbers of shape \(2, 6\)"),
         ("NoSettings", {}, "needs a class attribute Config, a pydantic model"),
         ("NetConfig", {}, r"is not a subclass of torch\.nn\.Module"),
