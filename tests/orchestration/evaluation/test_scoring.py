@@ -56,7 +56,7 @@ def test_no_probe_sees_the_labels_of_its_test_fold(tmp_path: Path) -> None:
 
 
 def test_cross_validation_needs_two_folds() -> None:
-    with pytest.raises(SepsceneError, match="name at least two"):
+    with pytest.raises(SepsceneError, match="give at least two"):
         by_folds().changed({"data.train": ["1"]})
 
 

@@ -55,12 +55,12 @@ def test_a_row_that_is_finished_under_its_other_name_is_not_run_again(tmp_path: 
 def test_a_run_is_reported_as_a_row_with_its_seed_and_its_untrained_encoder() -> None:
     from sepscene.orchestration.sweeps.reproduction import _reproduced
 
-    run = _reproduced(results(quarantined={"a.wav": "truncated"}))
+    run = _reproduced(results(quarantined={"a.wav": "truncated"}), "trials/a")
     assert (run.row, run.seed, run.metric.value) == ("table2/mix-mix", 1, 0.3)
     assert run.untrained is not None and run.untrained.value == 0.1
     assert run.differs == ("unreadable clips left out: 1",)
     assert run.run_dir == "trials/table2-mix-mix,seed=1"
-    assert _reproduced(results()).differs == ()
+    assert _reproduced(results(), "trials/a").differs == ()
 
 
 def test_differences_from_the_paper_name_clips_steps_networks_and_ladder() -> None:
