@@ -73,7 +73,7 @@ def pretrain(
     Raises:
         SepsceneError: for an experiment that is invalid or does not fit the machine or cluster, or a stage that fails.
     """
-    from sepscene.orchestration.pipeline.baselines import baselines_of
+    from sepscene.orchestration.pipeline.encoders import encoders_of
     from sepscene.orchestration.pipeline.run import Run
     from sepscene.orchestration.pipeline.session import prepared_session
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
@@ -100,8 +100,7 @@ def pretrain(
             from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, print_summary
 
             if evaluate:
-                bundles = {experiment.views.pair: bundle, **baselines_of(run, train)}
-                evaluate_run(run, bundles, train, test, ladder)
+                evaluate_run(run, encoders_of(run, train), train, test, ladder)
             else:
                 run.publish(experiment.views.pair, bundle)
         print_summary(run)

@@ -39,8 +39,10 @@ def read_yaml(path: Path, what: str) -> Any:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise SepsceneError(f"{path} does not exist: give the path of the YAML file of {what}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise SepsceneError(f"{path} cannot be read as YAML: {error}; correct the file") from None
+    except OSError as error:
+        raise SepsceneError(f"{path} cannot be read ({error.strerror}): check the path") from None
     return parse_yaml(text, str(path))
 
 
@@ -55,7 +57,7 @@ def parse_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, _PlainLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise SepsceneError(f"{source} cannot be read as YAML: {error}; correct the file") from None
+        raise SepsceneError(f"{source} cannot be read as YAML: {error}; correct it") from None
 
 
 def as_yaml(config: Config) -> str:

@@ -75,6 +75,8 @@ class EmbeddingOutput:
         self.dim = dim
         self.parts = out.with_name(out.name + ".parts")
         self.names_file = out.with_suffix(".names.json")
+        self._merged = self.parts / ("merged.npy" if out.suffix == ".npy" else "merged")  # no *.parquet: not a part
+        self._merged_names = self.parts / "merged.names.json"
         try:
             self.parts.mkdir(parents=True, exist_ok=True)
             self._recover_merge()
@@ -133,8 +135,7 @@ class EmbeddingOutput:
                 else:
                     self._merge_parquet()
             except OSError as error:
-                for name in ("merged", "merged.npy"):
-                    (self.parts / name).unlink(missing_ok=True)
+                self._discard_merge()
                 raise self._not_written(error) from None
         shutil.rmtree(self.parts)
 
@@ -199,31 +200,31 @@ class EmbeddingOutput:
             raise SepsceneError(f"{path} contains rows of another encoder: remove it, or choose another --out")
 
     def _merge_parquet(self) -> None:
-        merged = self.parts / "merged"
-        with pq.ParquetWriter(merged, self._table([], np.zeros((0, self.dim)), self.sources).schema) as writer:
+        with pq.ParquetWriter(self._merged, self._table([], np.zeros((0, self.dim)), self.sources).schema) as writer:
             for names, _, h_ND in self._rows():
                 writer.write_table(self._table(names, h_ND, {}))
-        replace_file(merged, self.out)
+        replace_file(self._merged, self.out)
 
     def _merge_npy(self) -> None:
-        merged = self.parts / "merged.npy"
-        names_file = self.parts / "merged.names.json"
         names: list[str] = []
-        h_ND = create_array(merged, (len(self.sources), self.dim), np.float32)
+        h_ND = create_array(self._merged, (len(self.sources), self.dim), np.float32)
         for some, _, rows_ND in self._rows():
             h_ND[len(names) : len(names) + len(some)] = rows_ND
             names += some
         h_ND.flush()
         companion = {"encoder": self.encoder, "names": names, "sources": self.sources}
-        write_atomically(names_file, json.dumps(companion, indent=0).encode())
-        replace_file(merged, self.out)
-        replace_file(names_file, self.names_file)
+        write_atomically(self._merged_names, json.dumps(companion, indent=0).encode())
+        replace_file(self._merged, self.out)
+        replace_file(self._merged_names, self.names_file)
 
     def _recover_merge(self) -> None:
         """Recover from a call that was killed while it merged: before the rows were moved, or before their names."""
-        merged = self.parts / "merged.npy"
-        names_file = self.parts / "merged.names.json"
-        if names_file.exists() and not merged.exists():
-            replace_file(names_file, self.names_file)
-        for leftover in (merged, names_file, self.parts / "merged"):
-            leftover.unlink(missing_ok=True)
+        if self._merged_names.exists() and not self._merged.exists():
+            replace_file(self._merged_names, self.names_file)
+        self._discard_merge()
+
+    def _discard_merge(self) -> None:
+        """Remove an unfinished merge. Names without rows are kept: their rows are already in OUT."""
+        if self._merged.exists():
+            self._merged_names.unlink(missing_ok=True)  # first, because a call that is killed here would keep them
+            self._merged.unlink()

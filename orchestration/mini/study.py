@@ -27,9 +27,8 @@ from sepscene.orchestration.records.environment import command_line, environment
 from sepscene.orchestration.records.files import claimed, read_typed, write_text_atomically
 from sepscene.orchestration.records.results import Metric, ReproducedRun, ReproductionResults
 from sepscene.orchestration.records.sweep_folder import StudyFolder
-from sepscene.orchestration.reports.paper_tables import OTHER_NAMES
 from sepscene.orchestration.reports.reproduction_report import write_reproduction_report
-from sepscene.tasks.paper.claims import PAPER_CLIPS
+from sepscene.tasks.paper.claims import OTHER_NAMES, PAPER_CLIPS
 
 UNTRAINED = "untrained"
 

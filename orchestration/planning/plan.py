@@ -152,7 +152,7 @@ def plan(experiment: Experiment, calibration: Calibration, clips: int | None = N
     if clips is None:
         if experiment.data.format != "scenes":
             raise SepsceneError(
-                f"the number of clips is unknown for data.format {experiment.data.format!r}: give it with --clips"
+                f"the number of clips is unknown for data.format {experiment.data.format!r}: give `clips`"
             )
         clips = experiment.data.scenes_train
     training = experiment.training

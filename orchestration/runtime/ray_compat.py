@@ -122,7 +122,8 @@ def configure_data(ordered: bool) -> None:
     context.enable_rich_progress_bars = False
     context.max_errored_blocks = 0
     context._max_num_blocks_in_streaming_gen_buffer = BLOCKS_PER_TASK
-    context.custom_execution_callback_classes = [Pause]
+    if Pause not in context.custom_execution_callback_classes:  # a user's own callbacks stay
+        context.custom_execution_callback_classes.append(Pause)
     warnings.filterwarnings("ignore", message=".*ray_remote_args")
 
 

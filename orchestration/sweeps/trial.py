@@ -22,7 +22,7 @@ from typing import Any
 import ray.tune
 
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.pipeline.baselines import baselines_of
+from sepscene.orchestration.pipeline.encoders import encoders_of
 from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run
 from sepscene.orchestration.pipeline.run import Run
 from sepscene.orchestration.records.files import read_typed_or, write_text_atomically
@@ -54,9 +54,8 @@ def whole_run(run_dir: Path, experiment: Experiment, tracking_uri: str, tags: di
     with Run.open(run_dir, experiment, tracking_uri, Terminal(quiet=True), resume=True, tags=tags) as run:
         train, test = run.manifests
         note_steps(run_dir, experiment, len(train.clips))
-        bundle = run.encoder(train, run.ladder(train))
-        bundles = {experiment.views.pair: bundle, **baselines_of(run, train)}
-        results = evaluate_run(run, bundles, train, test, {})
+        run.encoder(train, run.ladder(train))
+        results = evaluate_run(run, encoders_of(run, train), train, test, {})
         run.tracker.tag("", {"status": "finished"})
     return results
 

@@ -305,7 +305,7 @@ def _parquet_clips(root: Root, file: str) -> Iterator[Clip]:
         table = read_parquet_columns(path, root.filesystem, columns)
         rows = table.to_pylist() if columns else [{}] * count
     except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
-        raise ManifestError(f"{uri}: cannot be read as Parquet ({error}); download it again") from error
+        raise ManifestError(f"{uri}: cannot be read as Parquet ({error})") from error
     if AUDIO_COLUMN not in schema.names:
         raise ManifestError(
             f"{uri}: has no column `{AUDIO_COLUMN}`; it has {', '.join(schema.names)}: rename its column of sounds"

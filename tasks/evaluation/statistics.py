@@ -119,9 +119,8 @@ def t_interval(values: Sequence[float]) -> Interval:
     error = stats.sem(numbers)
     if count == 2 and error < ROUNDING:
         return Interval(mean, None, None, 2, "no interval: two seeds without any spread; run a third")
-    # scipy's interval is undefined without spread.
-    low, high = (mean, mean) if error == 0 else stats.t.interval(LEVEL, count - 1, loc=mean, scale=error)
-    return Interval(mean, float(low), float(high), count, f"95 % t over {count} seeds")
+    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1) * error)
+    return Interval(mean, mean - half, mean + half, count, f"95 % t over {count} seeds")
 
 
 def paired_t(values_a: Sequence[float], values_b: Sequence[float]) -> PairedTest:

@@ -1,5 +1,6 @@
 """`sepscene embed`: equals the encoder on the whole file, can be resumed, and does not stop at a bad file."""
 
+import errno
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from sepscene.models.encoders.encoder import Encoder, EncoderConfig, save_encode
 from sepscene.models.names import trust_code
 from sepscene.orchestration.api import embed
 from sepscene.orchestration.evaluation import embed_files as embedding
+from sepscene.orchestration.evaluation import embedding_writer
 from sepscene.orchestration.evaluation.embed_clips import EmbedClips
 from sepscene.orchestration.evaluation.embed_files import EmbedReport, list_files
 from sepscene.orchestration.evaluation.file_encoder import FileEncoder
@@ -165,6 +167,27 @@ def test_a_kill_between_the_rows_and_their_names_loses_nothing(bundle: Path, sou
     out.with_suffix(".names.json").rename(parts / "merged.names.json")
     assert _embed(bundle, sounds, out).skipped == 4
     assert list(_read(out)) == sounds
+
+
+def test_rows_that_could_not_replace_an_earlier_output_keep_their_names(
+    bundle: Path, sounds: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fails once when the merged rows replace OUT: the names of the new rows must not be moved beside it."""
+    out = tmp_path / "out.npy"
+    _embed(bundle, sounds[:2], out)
+    before = out.with_suffix(".names.json").read_text()
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embedding_writer, "replace_file", full)
+        with pytest.raises(SepsceneError, match=r"out\.npy cannot be written .*finished rows are kept"):
+            _embed(bundle, sounds, out)
+    assert out.with_suffix(".names.json").read_text() == before
+    assert _embed(bundle, sounds, out).skipped == 4
+    assert list(_read(out)) == sounds
+    assert out.with_suffix(".names.json").read_text() != before
 
 
 def test_rows_of_another_encoder_are_not_mixed_in(bundle: Path, sounds: list[str], tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_the_training_of_the_separator(tmp_path):
 
 def test_the_number_of_clips_must_be_known():
     assert plan(named_experiment("demo", "tiny"), MEASURED).clips == named_experiment("demo", "tiny").data.scenes_train
-    with pytest.raises(SepsceneError, match=r"unknown for data.format 'audioset': give it with --clips"):
+    with pytest.raises(SepsceneError, match=r"unknown for data.format 'audioset': give `clips`"):
         plan(named_experiment("demo", "paper"), MEASURED)
 
 

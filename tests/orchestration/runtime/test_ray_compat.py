@@ -109,7 +109,7 @@ def test_the_loop_of_a_stream_pauses_while_its_consumer_is_slow() -> None:
     """With blocks ready and none consumed, Ray's loop alone would run thousands of times per second."""
     configure_data(ordered=True)
     context = DataContext.get_current()
-    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, CountIterations]
+    context.custom_execution_callback_classes.append(CountIterations)
     limits = ray.data.ExecutionResources.for_limits(object_store_memory=2**20)
     context.execution_options.resource_limits = limits
     try:
@@ -124,7 +124,7 @@ def test_the_loop_of_a_stream_pauses_while_its_consumer_is_slow() -> None:
         assert sum(1 for _ in blocks) == 63
     finally:
         context.execution_options.resource_limits = ray.data.ExecutionResources()
-        configure_data(ordered=True)
+        context.custom_execution_callback_classes.remove(CountIterations)
 
 
 def listening(process: psutil.Process) -> list[str]:

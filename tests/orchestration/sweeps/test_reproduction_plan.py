@@ -131,9 +131,7 @@ def test_the_command_refuses_empty_splits_before_ray_starts(esc50: str, tmp_path
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_command_exits_with_three_when_a_trial_has_failed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_exit_code_three_when_trials_have_not_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _report(tmp_path, [])
     assert "failed" not in capsys.readouterr().out
     with pytest.raises(typer.Exit) as ended:

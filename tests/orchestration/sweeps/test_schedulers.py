@@ -104,7 +104,8 @@ def test_the_callback_can_be_pickled_although_it_uses_a_terminal(tmp_path: Path)
 
     with pytest.raises(TypeError, match="pickle"):
         ray.cloudpickle.dumps(ended)
-    assert ray.cloudpickle.dumps(TrialEndCallback(tmp_path, ended))
+    copy = ray.cloudpickle.loads(ray.cloudpickle.dumps(TrialEndCallback(tmp_path, ended)))
+    assert copy.folder == tmp_path
 
 
 def test_wall_time_counts_from_the_start_of_the_command(tmp_path: Path) -> None:

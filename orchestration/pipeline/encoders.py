@@ -1,4 +1,4 @@
-"""The baselines of a run: the encoders with which the evaluation compares its own one."""
+"""The encoders that the evaluation of a run compares: its own one and its baselines."""
 
 from pathlib import Path
 
@@ -8,12 +8,13 @@ from sepscene.orchestration.training.builders import encoder_of
 from sepscene.tasks.datasets.readers import Manifest
 
 
-def baselines_of(run: Run, train: Manifest) -> dict[str, Path]:
-    """Name of each baseline -> folder of its bundle; those that the run does not have yet are made.
+def encoders_of(run: Run, train: Manifest) -> dict[str, Path]:
+    """Name of each encoder -> folder of its bundle; baselines that the run does not have yet are made.
 
-    They are an encoder that is trained like the run's own, but without separation ("mix-mix"), and an untrained one.
+    The first is the run's own encoder, which is pre-trained before. The baselines are an encoder that is trained like
+    it, but without separation ("mix-mix"), and an untrained one.
     """
-    bundles: dict[str, Path] = {}
+    bundles = {run.experiment.views.pair: run.files.encoder}
     if not run.experiment.evaluation.baselines:
         return bundles
     if run.experiment.views.separates:
