@@ -14,7 +14,7 @@ def encoders_of(run: Run, train: Manifest) -> dict[str, Path]:
     The first is the run's own encoder, which is pre-trained before. The baselines are an encoder that is trained like
     it, but without separation ("mix-mix"), and an untrained one.
     """
-    bundles = {run.experiment.views.pair: run.files.encoder}
+    bundles: dict[str, Path] = {run.experiment.views.pair: run.files.encoder}
     if not run.experiment.evaluation.baselines:
         return bundles
     if run.experiment.views.separates:
