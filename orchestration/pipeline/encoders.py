@@ -1,4 +1,4 @@
-"""The encoders that the evaluation of a run compares: its own one and its baselines."""
+"""The encoders that the evaluation of a run compares: its own encoder and its baselines."""
 
 from pathlib import Path
 

@@ -284,6 +284,8 @@ class StageFolder:
     """Exists while a process waits for a checkpoint that it has requested."""
     reserved = Place("reserved")
     """Id of the placement group that Ray has reserved for the current worker group."""
+    controller = Place("controller")
+    """Ray's id of the current Train controller, which is an actor."""
     validations = Place("validation")
     """Folder in which validation tasks store their records, one file per step, until they are in the metrics file."""
     best = Place("best")

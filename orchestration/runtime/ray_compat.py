@@ -21,6 +21,10 @@ real stream and a real trainer through this file, to detect an upgrade that brea
     returns immediately, and the loop occupies a core. Buys 21 % more rows per second from a filled store that is read
     through, and 36 % from a prefilled one, on two cores (docs/scaling.md); on a cluster, a core of the node with the
     coordinator. Remove when Ray's loop waits in this case.
+`kill_actor` (ray#31145; closed without a change). A thread that waits for a result while Ray is shut down reads freed
+    memory, so a driver that a signal ends before its stage crashed (SIGSEGV) in one of seven cases. `ray.kill` needs a
+    handle, and Ray Train keeps that of its controller to itself. Buys the exit code that belongs to the signal. Remove
+    when such a thread is interrupted, or Ray Train can be stopped from another thread.
 `on_loopback` (ray#18730 has the setting, for Windows and macOS only). Ray replaces 127.0.0.1 as a node's address by the
     machine's address, and then listens on all interfaces. Its public switch, `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0`,
     also works on Linux, but is read when Ray is imported. Buys that other machines cannot reach a local Ray. Remove
@@ -72,11 +76,13 @@ Elsewhere, because the code belongs there; each also for Ray 2.60:
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import ray
 from ray._private import ray_constants, services
+from ray._private.worker import global_worker
 from ray.data import DataContext, Dataset
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
@@ -157,6 +163,12 @@ def address_of_auto() -> str:
             "--address or RAY_ADDRESS `auto`: no Ray runs on this machine; start one (`ray start --head`), or omit the "
             "address to start one automatically"
         ) from None
+
+
+def kill_actor(actor_id: str) -> None:
+    """Kill an actor of this job, given by its id in hexadecimal; without effect if this process has no handle of it."""
+    with suppress(ray.exceptions.ActorHandleNotFoundError):
+        global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor_id), True)
 
 
 def leaving_nodes() -> set[str]:

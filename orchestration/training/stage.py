@@ -27,8 +27,8 @@ from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.metrics_log import MetricsFile, append_metrics, collect_validations, recover_metrics
 from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.runtime.allocator import allocator_variables
-from sepscene.orchestration.runtime.ray_compat import configure_data, trainer_class
-from sepscene.orchestration.runtime.run_processes import processes_of_run
+from sepscene.orchestration.runtime.ray_compat import configure_data, kill_actor, trainer_class
+from sepscene.orchestration.runtime.run_processes import core_processes, is_alive, processes_of_run
 from sepscene.orchestration.runtime.signals import checkpoint_on_signal
 from sepscene.orchestration.runtime.watchdog import Watchdog
 
@@ -40,6 +40,9 @@ MAX_CONTROLLERS = 4
 
 STOP_SECONDS = 60
 """How long a stage in this process can take to end after a signal: for a step and its checkpoint."""
+
+LEAVE_SECONDS = 10
+"""How long `fit` can take to return after its Train controller was killed; it takes some milliseconds."""
 
 POLL_SECONDS = 0.5
 """Interval at which a Train controller polls its workers for reports, failures and their end; Ray's default is 2."""
@@ -133,7 +136,7 @@ class Stage:
         one would end every later controller. It is not needed, because checkpoints are not stored by Ray.
         """
         folder = self.folder
-        for leftover in (folder.fatal, folder.ray_snapshot, folder.wanted, folder.reserved):
+        for leftover in (folder.fatal, folder.ray_snapshot, folder.wanted, folder.reserved, folder.controller):
             leftover.unlink(missing_ok=True)
 
     def _controller_survived(self) -> bool:
@@ -162,15 +165,27 @@ class Stage:
                     thread.join(WAKE_SECONDS)
                     watchdog.check()
             finally:
-                stop.set()
-                if self.train_here:  # an interpreter that exits while a thread computes aborts
-                    thread.join(STOP_SECONDS)
+                if thread.is_alive():
+                    self._end_thread(thread, stop)
         if not raised:
             return True
         error = raised[0]
         if isinstance(error, ray.exceptions.RayActorError) and ray.is_initialized() and not self.folder.fatal.exists():
             return False
         self._fail(error)
+
+    def _end_thread(self, thread: threading.Thread, stop: threading.Event) -> None:
+        """End the thread of `fit`, because this process must end before the stage does.
+
+        This process would crash if it exited while the thread computes, or if it shut Ray down while the thread waits
+        in Ray for the Train controller (ray#31145). If Ray has died, it is not shut down (`session.disconnect`).
+        """
+        stop.set()
+        if self.train_here:
+            thread.join(STOP_SECONDS)
+        elif self.folder.controller.exists() and all(map(is_alive, core_processes())):
+            kill_actor(read_text(self.folder.controller).strip())
+            thread.join(LEAVE_SECONDS)
 
     def _fail(self, error: BaseException) -> NoReturn:
         """Raise the error that ended the stage, with a message that gives the remedy."""
@@ -216,6 +231,7 @@ class Stage:
 
     def _remaining(self) -> Dataset:
         """The data set of a worker group. Ray calls this in the controller, whose Ray Data is not configured yet."""
+        write_text_atomically(self.folder.controller, str(ray.get_runtime_context().get_actor_id()))
         configure_data(self.options.preserve_order)
         stream = self.stream(self._ledger())
         stream.set_name(self.folder.shown)

@@ -50,9 +50,8 @@ def probe_scores(
 def linear_probe(train_h_BD: Floats, train_targets_BK: Bools, test_h_BD: Floats, seed: int = 0) -> Floats:
     """Scores (B, K) of the test clips by ridge regression of the targets on standardised h.
 
-    Each class's penalty is chosen by leave-one-out cross-validation. Of more than 100,000
-    training clips, this many are drawn with the seed: they are more than enough to fit a linear map of some hundred
-    dimensions.
+    Each class's penalty is chosen by leave-one-out cross-validation. Of more than 100,000 training clips, this many are
+    drawn with the seed: they are more than enough to fit a linear map of some hundred dimensions.
     """
     if len(train_h_BD) > LINEAR_CLIPS:
         rows = np.sort(np.random.default_rng(seed).permutation(len(train_h_BD))[:LINEAR_CLIPS])

@@ -3,10 +3,12 @@
 These tests detect an upgrade of Ray that breaks one of them.
 """
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -34,6 +36,7 @@ from sepscene.orchestration.runtime.ray_compat import (
     PAUSE_SECONDS,
     blocks_of,
     configure_data,
+    kill_actor,
     leaving_nodes,
     trainer_class,
 )
@@ -127,9 +130,47 @@ def test_the_loop_of_a_stream_pauses_while_its_consumer_is_slow() -> None:
         context.custom_execution_callback_classes.remove(CountIterations)
 
 
+@ray.remote(num_cpus=0)
+class Endless:
+    """An actor whose task never ends, like that of a Train controller."""
+
+    async def run(self) -> None:
+        """Wait forever."""
+        await asyncio.Event().wait()
+
+    def actor_id(self) -> str:
+        """Its id in hexadecimal."""
+        return str(ray.get_runtime_context().get_actor_id())
+
+
+def test_killing_an_actor_ends_the_wait_of_another_thread() -> None:
+    raised: list[BaseException] = []
+    actor = Endless.remote()
+    actor_id = ray.get(actor.actor_id.remote())
+
+    def wait() -> None:
+        try:
+            ray.get(actor.run.remote())
+        except ray.exceptions.RayActorError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(0.5)
+    assert thread.is_alive()
+    kill_actor(actor_id)
+    thread.join(30)
+    assert not thread.is_alive() and len(raised) == 1
+    kill_actor(actor_id)  # without effect
+    kill_actor("0" * len(actor_id))  # of another job
+
+
 def listening(process: psutil.Process) -> list[str]:
-    """The addresses on which a process listens; IPv4 addresses are written as such."""
-    found = [each for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN]
+    """The addresses on which a process listens; IPv4 addresses are written as such. Empty if it has just ended."""
+    try:
+        found = [each for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN]
+    except psutil.NoSuchProcess:
+        return []
     return [each.laddr.ip.removeprefix("::ffff:") for each in found]
 
 
