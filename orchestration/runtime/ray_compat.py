@@ -168,7 +168,7 @@ def address_of_auto() -> str:
 def kill_actor(actor_id: str) -> None:
     """Kill an actor of this job, given by its id in hexadecimal; without effect if this process has no handle of it."""
     with suppress(ray.exceptions.ActorHandleNotFoundError):
-        global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor_id), True)
+        global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor_id), True)  # type: ignore[attr-defined]
 
 
 def leaving_nodes() -> set[str]:

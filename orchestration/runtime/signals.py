@@ -33,15 +33,15 @@ def exit_on_signal() -> Iterator[None]:
 def checkpoint_on_signal(folder: StageFolder) -> Iterator[None]:
     """While the block runs, a signal that ends this process first leads to a checkpoint.
 
-    A second signal ends it immediately. Only the main thread can handle signals; the driver of a Tune trial runs in
-    another thread, so the trial continues from its last checkpoint.
+    A second signal ends it without the checkpoint. Only the main thread can handle signals; the driver of a Tune trial
+    runs in another thread, so the trial continues from its last checkpoint.
     """
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
         if len(received) == 1:
-            _print(f"{signal.Signals(number).name}: saving a checkpoint; another signal exits immediately")
+            _print(f"{signal.Signals(number).name}: saving a checkpoint; another signal exits without it")
             folder.wanted.touch()
             deadline = time.monotonic() + GRACE_SECONDS
             while folder.wanted.exists() and time.monotonic() < deadline:

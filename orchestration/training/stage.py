@@ -7,6 +7,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +145,7 @@ class Stage:
 
         Ray runs in a thread, so that this one can handle signals: Ray would handle Ctrl-C itself.
         """
-        raised: list[BaseException] = []
+        fitted: Future[None] = Future()
         stop = threading.Event()
 
         def fit() -> None:
@@ -153,28 +154,30 @@ class Stage:
                     self.train_here(self._settings, self._ledger(), stop)
                 else:
                     self._trainer().fit()
+                fitted.set_result(None)
             except BaseException as error:
-                raised.append(error)
+                fitted.set_exception(error)
 
         watchdog = Watchdog(self.folder.run.metrics, self._log_event, processes_of_run())
         thread = threading.Thread(target=fit, name=f"fit-{self.folder.name}", daemon=True)
         with checkpoint_on_signal(self.folder):
             thread.start()
             try:
-                while thread.is_alive():
-                    thread.join(WAKE_SECONDS)
+                # Not `thread.join`: an exception of a signal handler makes it consider the thread ended (Python 3.11).
+                while not fitted.done():
+                    wait([fitted], WAKE_SECONDS)
                     watchdog.check()
             finally:
-                if thread.is_alive():
-                    self._end_thread(thread, stop)
-        if not raised:
+                if not fitted.done():
+                    self._end_fit(fitted, stop)
+        error = fitted.exception()
+        if error is None:
             return True
-        error = raised[0]
         if isinstance(error, ray.exceptions.RayActorError) and ray.is_initialized() and not self.folder.fatal.exists():
             return False
         self._fail(error)
 
-    def _end_thread(self, thread: threading.Thread, stop: threading.Event) -> None:
+    def _end_fit(self, fitted: Future[None], stop: threading.Event) -> None:
         """End the thread of `fit`, because this process must end before the stage does.
 
         This process would crash if it exited while the thread computes, or if it shut Ray down while the thread waits
@@ -182,10 +185,10 @@ class Stage:
         """
         stop.set()
         if self.train_here:
-            thread.join(STOP_SECONDS)
+            wait([fitted], STOP_SECONDS)
         elif self.folder.controller.exists() and all(map(is_alive, core_processes())):
             kill_actor(read_text(self.folder.controller).strip())
-            thread.join(LEAVE_SECONDS)
+            wait([fitted], LEAVE_SECONDS)
 
     def _fail(self, error: BaseException) -> NoReturn:
         """Raise the error that ended the stage, with a message that gives the remedy."""
