@@ -142,6 +142,14 @@ def _title(process: psutil.Process) -> list[str]:
         return []
 
 
+def name_of(process: psutil.Process) -> str:
+    """The name of a process; empty if it has ended."""
+    try:
+        return process.name()
+    except psutil.Error:
+        return ""
+
+
 def long_enough(nano: Experiment, every: int = 5, epochs: int = 30) -> Experiment:
     """An experiment with enough steps for a fault during training: by default 45, with a checkpoint every 5."""
     return nano.changed({"training.epochs": epochs, "training.checkpoint_every_steps": every})

@@ -21,6 +21,7 @@ from tests.faults.faults import (
     kill,
     long_enough,
     losses,
+    name_of,
     note,
     start,
     steps_done,
@@ -123,7 +124,7 @@ def test_a_run_whose_ray_dies_ends_with_an_error_and_continues(
     process = start(command, log)
 
     def inject() -> bool:
-        found = [one for one in psutil.Process(process.pid).children() if one.name() == victim]
+        found = [one for one in psutil.Process(process.pid).children() if name_of(one) == victim]
         for one in found:
             one.kill()
         return bool(found)
@@ -156,7 +157,7 @@ def end_by(number: signal.Signals, step: int, command: list[str], run_dir: Path,
         assert injection.happened
         deadline = time.monotonic() + 60
         # Ray's two agents try to reach the cluster's head for some time before they end.
-        while names := [one.name() for one in psutil.wait_procs(family, timeout=1)[1] if "Agent" not in one.name()]:
+        while names := [name_of(one) for one in psutil.wait_procs(family, timeout=1)[1] if "Agent" not in name_of(one)]:
             assert time.monotonic() < deadline, f"processes were left behind: {names}"
     finally:
         process.kill()

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -165,18 +166,22 @@ def test_killing_an_actor_ends_the_wait_of_another_thread() -> None:
     kill_actor("0" * len(actor_id))  # of another job
 
 
-def listening(process: psutil.Process) -> list[str]:
-    """The addresses on which a process listens; IPv4 addresses are written as such. Empty if it has just ended."""
-    try:
-        found = [each for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN]
-    except psutil.NoSuchProcess:
-        return []
-    return [each.laddr.ip.removeprefix("::ffff:") for each in found]
+def listening(processes: list[psutil.Process]) -> dict[str, list[str]]:
+    """For each process that still runs, by name and PID, the addresses on which it listens; IPv4 is written as such."""
+    found = {}
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            sockets = [each for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN]
+            found[f"{process.name()} {process.pid}"] = [each.laddr.ip.removeprefix("::ffff:") for each in sockets]
+    return found
 
 
 def cleaners() -> list[str]:
     """Ray's processes that clean up after a controller, among those of this worker's Ray."""
-    siblings = [" ".join(process.cmdline()) for process in psutil.Process().parent().children()]
+    siblings = []
+    for process in psutil.Process().parent().children():
+        with suppress(psutil.NoSuchProcess):
+            siblings.append(" ".join(process.cmdline()))
     assert any("TrainController" in title for title in siblings), siblings
     return [title for title in siblings if PlacementGroupCleaner.__name__ in title]
 
@@ -193,7 +198,8 @@ def worker_of_public_trainer(settings: dict[str, Any]) -> None:
 def worker(settings: dict[str, Any]) -> None:
     """Consume a part of the stream and record the results of the private parts."""
     rows = sum(len(batch["id"]) for batch in ray.train.get_dataset_shard("views").iter_batches(batch_size=4))
-    found = {"rows": rows, "leaving": sorted(leaving_nodes()), "listens": listening(psutil.Process())}
+    found = {"rows": rows, "leaving": sorted(leaving_nodes())}
+    (found["listens"],) = listening([psutil.Process()]).values()
     found["cleaners"] = cleaners()
     total = torch.ones(1)
     torch.distributed.all_reduce(total)
@@ -206,8 +212,7 @@ def worker(settings: dict[str, Any]) -> None:
 def test_a_local_ray_listens_only_on_loopback() -> None:
     """GCS, raylet, agents, workers and this process: other machines can reach none of them."""
     assert ray.get(ray.remote(lambda: 1).remote(), timeout=60) == 1
-    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    found = {f"{one.name()} {one.pid}": listening(one) for one in family}
+    found = listening([psutil.Process(), *psutil.Process().children(recursive=True)])
     assert {name.split()[0] for name, addresses in found.items() if addresses} >= {"gcs_server", "raylet"}
     assert {address for addresses in found.values() for address in addresses} == {"127.0.0.1"}, found
 
