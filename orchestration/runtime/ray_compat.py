@@ -22,7 +22,7 @@ real stream and a real trainer through this file, to detect an upgrade that brea
     through, and 36 % from a prefilled one, on two cores (docs/scaling.md); on a cluster, a core of the node with the
     coordinator. Remove when Ray's loop waits in this case.
 `kill_actor` (ray#31145; closed without a change). A thread that waits for a result while Ray is shut down reads freed
-    memory, so a driver that a signal ends before its stage crashed (SIGSEGV) in one of seven cases. `ray.kill` needs a
+    memory, so a driver that a signal ends before its stage crashed (SIGSEGV) in one of eight cases. `ray.kill` needs a
     handle, and Ray Train keeps that of its controller to itself. Buys the exit code that belongs to the signal. Remove
     when such a thread is interrupted, or Ray Train can be stopped from another thread.
 `on_loopback` (ray#18730 has the setting, for Windows and macOS only). Ray replaces 127.0.0.1 as a node's address by the

@@ -154,27 +154,34 @@ def is_stopped(pid: int) -> bool:
 
 def _name(process: psutil.Process) -> str:
     """Ray's name for the process."""
-    return (_command(process).strip() or _program(process) or "a process").removeprefix("ray::")[:60]
+    return (command_of(process).strip() or program_of(process) or "a process").removeprefix("ray::")[:60]
 
 
 def core_processes() -> list[psutil.Process]:
     """GCS and raylet of a Ray that this process has started, also if they have ended since."""
-    return [child for child in psutil.Process().children() if _program(child) in CORE_PROGRAMS]
+    return [child for child in psutil.Process().children() if program_of(child) in CORE_PROGRAMS]
+
+
+def core_is_alive() -> bool:
+    """Whether no core process of a Ray that this process has started has ended; true if it has started no Ray."""
+    return all(map(is_alive, core_processes()))
 
 
 def service_processes() -> list[psutil.Process]:
     """All processes of a Ray that this process has started, except workers: core processes, monitors and agents."""
     package = str(Path(ray.__file__).parent)
-    return [child for child in psutil.Process().children() if package in _command(child)]
+    return [child for child in psutil.Process().children() if package in command_of(child)]
 
 
-def _command(process: psutil.Process) -> str:
+def command_of(process: psutil.Process) -> str:
+    """The command line of a process, or the title that it has set; empty if it has ended."""
     with suppress(psutil.Error):
         return " ".join(process.cmdline())
     return ""
 
 
-def _program(process: psutil.Process) -> str:
+def program_of(process: psutil.Process) -> str:
+    """The name of the program of a process; empty if it has ended."""
     with suppress(psutil.Error):
         return process.name()
     return ""

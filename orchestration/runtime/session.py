@@ -18,7 +18,7 @@ from sepscene.orchestration.runtime.placement import LOCAL_LABEL
 from sepscene.orchestration.runtime.private_files import make_token, private_temp_folder
 from sepscene.orchestration.runtime.ray_compat import IN_A_JOB, LOCAL_SWITCHES, address_of_auto, on_loopback
 from sepscene.orchestration.runtime.reachable import check_address, check_temp_folder
-from sepscene.orchestration.runtime.run_processes import core_processes, is_alive, service_processes
+from sepscene.orchestration.runtime.run_processes import core_is_alive, core_processes, is_alive, service_processes
 from sepscene.orchestration.runtime.signals import exit_immediately
 from sepscene.orchestration.source import code_to_send
 
@@ -138,9 +138,8 @@ def disconnect() -> None:
     If Ray's core processes have died, `ray.shutdown` would wait for them, and Ray would end this process a minute later
     without a message. So the remaining processes of such a Ray are killed, and this process then exits with code 2.
     """
-    core = core_processes()
-    workers = [worker for each in core if is_alive(each) for worker in each.children(recursive=True)]
-    if not all(is_alive(each) for each in core):
+    workers = [worker for each in core_processes() if is_alive(each) for worker in each.children(recursive=True)]
+    if not core_is_alive():
         atexit.unregister(ray.shutdown)
         atexit.register(exit_immediately)
         _kill([*workers, *service_processes()])

@@ -17,6 +17,7 @@ from sepscene.orchestration.runtime.run_processes import (
     RunProcess,
     core_processes,
     is_alive,
+    program_of,
 )
 
 CHECK_SECONDS = 5.0
@@ -52,7 +53,7 @@ class Watchdog:
         self.longest_wait = 0.0
         self.steps_seen = False
         self.wait_reported = False
-        self.core = [(each, each.name()) for each in core_processes()]
+        self.core = [(each, program_of(each)) for each in core_processes()]
 
     def check(self) -> None:
         """Report stopped processes and missing steps, and kill processes that have been stopped for too long.

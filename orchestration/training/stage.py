@@ -29,7 +29,7 @@ from sepscene.orchestration.records.metrics_log import MetricsFile, append_metri
 from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.runtime.allocator import allocator_variables
 from sepscene.orchestration.runtime.ray_compat import configure_data, kill_actor, trainer_class
-from sepscene.orchestration.runtime.run_processes import core_processes, is_alive, processes_of_run
+from sepscene.orchestration.runtime.run_processes import core_is_alive, processes_of_run
 from sepscene.orchestration.runtime.signals import checkpoint_on_signal
 from sepscene.orchestration.runtime.watchdog import Watchdog
 
@@ -186,7 +186,7 @@ class Stage:
         stop.set()
         if self.train_here:
             wait([fitted], STOP_SECONDS)
-        elif self.folder.controller.exists() and all(map(is_alive, core_processes())):
+        elif self.folder.controller.exists() and core_is_alive():
             kill_actor(read_text(self.folder.controller).strip())
             wait([fitted], LEAVE_SECONDS)
 

@@ -76,5 +76,7 @@ def _clips(root: Root, file: str, split: str) -> Iterator[Clip]:
             else:
                 rows += [{}] * len(batch)
     except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
-        raise ManifestError(f"{uri}: cannot be read as Arrow ({error})") from error
+        raise ManifestError(
+            f"{uri}: cannot be read as Arrow ({error}); check that the file is complete and can be read"
+        ) from error
     return clips_of_rows(file, uri, schema, rows, split)

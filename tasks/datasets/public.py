@@ -290,7 +290,7 @@ def _parsed(text: bytes, suffix: str, where: str) -> dict[str, Any]:
             return row
         lines = text.decode().strip().replace("\n", ";")
     except ValueError as error:  # malformed JSON or malformed UTF-8
-        raise ManifestError(f"{where}: its labels cannot be read ({error})") from error
+        raise ManifestError(f"{where}: its labels cannot be read ({error}); correct the file") from error
     return {"labels": class_labels(split_labels(lines), (), where) if suffix == ".cls" else split_labels(lines)}
 
 
@@ -305,7 +305,9 @@ def _parquet_clips(root: Root, file: str) -> Iterator[Clip]:
         table = read_parquet_columns(path, root.filesystem, columns)
         rows = table.to_pylist() if columns else [{}] * count
     except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
-        raise ManifestError(f"{uri}: cannot be read as Parquet ({error})") from error
+        raise ManifestError(
+            f"{uri}: cannot be read as Parquet ({error}); check that the file is complete and can be read"
+        ) from error
     if AUDIO_COLUMN not in schema.names:
         raise ManifestError(
             f"{uri}: has no column `{AUDIO_COLUMN}`; it has {', '.join(schema.names)}: rename its column of sounds"

@@ -252,7 +252,9 @@ class Root:
             else:
                 table = read_csv(self.text(relative))
         except (OSError, ValueError, AttributeError, TypeError, RecursionError, csv.Error, pa.ArrowException) as error:
-            raise ManifestError(f"{name}: cannot be read as a table ({error})") from error
+            raise ManifestError(
+                f"{name}: cannot be read as a table ({error}); check that the file is complete and can be read"
+            ) from error
         self._check_columns(name, table.column_names, needed)
         for column in needed:
             row = pc.index(pc.is_null(table[column]), True).as_py()

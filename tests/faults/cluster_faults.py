@@ -20,6 +20,7 @@ from ray.cluster_utils import Cluster
 from sepscene.orchestration.config import load_experiment
 from sepscene.orchestration.records.checkpoints import newest_intact
 from sepscene.orchestration.runtime.ray_compat import configure_data
+from sepscene.orchestration.runtime.run_processes import program_of
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.tasks.datasets.readers import read_manifest
 from tests.faults.faults import STAGE, after
@@ -73,7 +74,7 @@ class Nodes:
 def kill_raylet(node: subprocess.Popen[bytes]) -> None:
     """Kill -9 the node's raylet; its workers then end."""
     for process in psutil.Process(node.pid).children(recursive=True):
-        if process.name() == "raylet":
+        if program_of(process) == "raylet":
             process.kill()
             return
     raise AssertionError("the node has no raylet")

@@ -21,6 +21,7 @@ from filelock import FileLock
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import newest_intact, read_ledger
 from sepscene.orchestration.records.results import read_metrics
+from sepscene.orchestration.runtime.run_processes import command_of
 from sepscene.orchestration.training.pretraining import pretrain
 from sepscene.tasks.datasets.readers import Manifest
 
@@ -106,7 +107,7 @@ def kill(title: str, number: signal.Signals = signal.SIGKILL) -> Callable[[], bo
 
     def inject() -> bool:
         for process in psutil.Process().children(recursive=True):
-            if title in " ".join(_title(process)):
+            if title in command_of(process):
                 os.kill(process.pid, number)
                 return True
         return False
@@ -133,21 +134,6 @@ def fill(disk: Path) -> None:
                 ballast.write(bytes(4096))
         except OSError:
             return
-
-
-def _title(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
-def name_of(process: psutil.Process) -> str:
-    """The name of a process; empty if it has ended."""
-    try:
-        return process.name()
-    except psutil.Error:
-        return ""
 
 
 def long_enough(nano: Experiment, every: int = 5, epochs: int = 30) -> Experiment:

@@ -11,6 +11,7 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import newest_intact, read_ledger
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.runtime.ray_compat import configure_data
+from sepscene.orchestration.runtime.run_processes import program_of
 from sepscene.tasks.datasets.readers import Manifest
 from tests.faults.faults import (
     ONE_TRAINER_HERE,
@@ -21,7 +22,6 @@ from tests.faults.faults import (
     kill,
     long_enough,
     losses,
-    name_of,
     note,
     start,
     steps_done,
@@ -124,7 +124,7 @@ def test_a_run_whose_ray_dies_ends_with_an_error_and_continues(
     process = start(command, log)
 
     def inject() -> bool:
-        found = [one for one in psutil.Process(process.pid).children() if name_of(one) == victim]
+        found = [one for one in psutil.Process(process.pid).children() if program_of(one) == victim]
         for one in found:
             one.kill()
         return bool(found)
@@ -157,7 +157,9 @@ def end_by(number: signal.Signals, step: int, command: list[str], run_dir: Path,
         assert injection.happened
         deadline = time.monotonic() + 60
         # Ray's two agents try to reach the cluster's head for some time before they end.
-        while names := [name_of(one) for one in psutil.wait_procs(family, timeout=1)[1] if "Agent" not in name_of(one)]:
+        while names := [
+            each for each in map(program_of, psutil.wait_procs(family, timeout=1)[1]) if "Agent" not in each
+        ]:
             assert time.monotonic() < deadline, f"processes were left behind: {names}"
     finally:
         process.kill()

@@ -41,6 +41,7 @@ from sepscene.orchestration.runtime.ray_compat import (
     leaving_nodes,
     trainer_class,
 )
+from sepscene.orchestration.runtime.run_processes import command_of
 from sepscene.orchestration.training.stream import finite_retries
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -178,10 +179,7 @@ def listening(processes: list[psutil.Process]) -> dict[str, list[str]]:
 
 def cleaners() -> list[str]:
     """Ray's processes that clean up after a controller, among those of this worker's Ray."""
-    siblings = []
-    for process in psutil.Process().parent().children():
-        with suppress(psutil.NoSuchProcess):
-            siblings.append(" ".join(process.cmdline()))
+    siblings = [command_of(process) for process in psutil.Process().parent().children()]
     assert any("TrainController" in title for title in siblings), siblings
     return [title for title in siblings if PlacementGroupCleaner.__name__ in title]
 
