@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
+from sepscene.models.config import SepsceneError
 from sepscene.models.names import is_custom
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import resolve, with_changes
-from sepscene.orchestration.records.run_folder import clips_of, dated, encoder_of, folder_in
+from sepscene.orchestration.records.run_folder import clips_of, dated, encoder_of, folder_in, newest_dated
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.terminal import Terminal
 from sepscene.tasks.datasets.python_clips import write_clips
@@ -58,7 +59,7 @@ def pretrain(
             files are not copied. None: the experiment's own data.
         storage: folder for runs; on a cluster, a folder that all nodes mount.
         run_id: name of the run's folder; by default derived from the experiment.
-        resume: continue the run with this id from where it stopped.
+        resume: continue the run with this id, or the newest run of this experiment, from where it stopped.
         evaluate: evaluate the encoder and write a report at the end.
         address: address of a Ray cluster; None: the Ray that is already connected, RAY_ADDRESS, or this machine.
         callbacks: for Ray Train, which calls them in its controller process when the workers of a training stage
@@ -86,7 +87,9 @@ def pretrain(
     if clips is not None:
         table = write_clips(clips, clips_of(storage))
         experiment = experiment.changed({"data.format": "clips", "data.root": str(table)})
-    run_id = run_id or dated(f"{experiment.name}-{experiment.digest()}")
+    if run_id is None:
+        name = f"{experiment.name}-{experiment.digest()}"
+        run_id = newest_dated(storage, name, "--run-id") if resume else dated(name)
     folder = folder_in(storage, run_id, "the run id")
     # The demo has its own MLflow store; all other runs in a storage folder share one, so that they can be compared.
     uri = default_tracking_uri(folder if experiment.name == "demo" else storage)
@@ -270,14 +273,19 @@ def embed(
         bfloat16: half precision on a GPU.
         readers: number of files that are decoded in advance.
         actors: number of Ray actors that share the work; 0: compute in this process, without Ray.
-        gpus: GPUs per actor.
+        gpus: GPUs per actor; actors with a share of a GPU compute on it.
         address: address of a Ray cluster, with `actors`.
         quiet: show no progress bar.
 
     Raises:
-        SepsceneError: the encoder, a manifest, the device or an existing output cannot be used. Errors in single files
-            are not raised; the report lists them.
+        SepsceneError: the encoder, a manifest, the device or an existing output cannot be used, or an argument has no
+            effect with or without `actors`. Errors in single files are not raised; the report lists them.
     """
+    if actors and device != "auto":
+        raise SepsceneError(f"--device {device} has no effect with --actors: set the GPUs of each actor with --gpus")
+    for name, value in (("--gpus", gpus), ("--address", address)):
+        if value and not actors:
+            raise SepsceneError(f"{name} {value} has no effect without --actors: set their number")
     from sepscene.models.encoders.encoder import load_encoder
     from sepscene.orchestration.evaluation.embed_files import embed_files, on_cluster, on_this_machine
 

@@ -42,6 +42,27 @@ def check_runs(*runs: Path) -> None:
             raise SepsceneError(f"{run}: there is no such run{f' (did you mean {run.parent / near}?)' if near else ''}")
 
 
+def check_without_effect(context: typer.Context, reason: str, *names: str) -> None:
+    """Check that none of these parameters, which have no effect in this call, was given.
+
+    Args:
+        context: of the command.
+        reason: when they have an effect, as the end of the message.
+        names: names of the command's parameters.
+
+    Raises:
+        SepsceneError: for parameters that were given.
+    """
+    sources = {name: context.get_parameter_source(name) for name in names}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        from sepscene.models.config import SepsceneError
+
+        parameters = [each for each in context.command.params if each.name in given]
+        shown = [each.metavar if each.param_type_name == "argument" else each.opts[0] for each in parameters]
+        raise SepsceneError(f"{', '.join(map(str, shown))}: {reason}")
+
+
 def accept_trust(enabled: bool) -> bool:
     """Apply `--trust-code` before any custom code is imported."""
     if enabled:
@@ -63,7 +84,12 @@ Storage = Annotated[
     Path, typer.Option(help="Folder for runs; on a cluster, a folder that all nodes share.", callback=check_storage)
 ]
 RunId = Annotated[str | None, typer.Option(help="Name of the run's folder; by default derived from the experiment.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run with this id from where it stopped.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Continue the run with this id, or the newest one of this experiment, from where it stopped."
+    ),
+]
 Scale = Annotated[
     str,
     typer.Option(

@@ -125,12 +125,12 @@ def embed_command(
     ],
     out: Annotated[Path, typer.Option(help="`NAME.parquet`, or `NAME.npy` (also writes `NAME.names.json`).")],
     device: Annotated[
-        str, typer.Option(help="`cpu`, `cuda`, `cuda:1`, or `auto`, which uses a GPU if there is one.")
+        str, typer.Option(help="Without `--actors`: `cpu`, `cuda`, `cuda:1`, or `auto`, a GPU if there is one.")
     ] = "auto",
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Compute in bfloat16 on a GPU.")] = False,
     readers: Annotated[int, typer.Option(min=1, help="Number of files that are decoded in advance.")] = 2,
     actors: Annotated[int, typer.Option(min=0, help="Ray actors that share the work; 0 uses this process only.")] = 0,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs per actor.")] = 0.0,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs per actor, with `--actors`.")] = 0.0,
     address: Annotated[str | None, typer.Option(help="Address of a Ray cluster, with `--actors`.")] = None,
     trust_code: TrustCode = False,
 ) -> None:

@@ -7,13 +7,21 @@ from typing import Annotated
 
 import typer
 
-from sepscene.orchestration.cli.arguments import Address, RunArgument, TrustCode, Verbose, check_runs
+from sepscene.orchestration.cli.arguments import (
+    Address,
+    RunArgument,
+    TrustCode,
+    Verbose,
+    check_runs,
+    check_without_effect,
+)
 from sepscene.orchestration.terminal import Terminal
 
 console = Terminal()
 
 
 def evaluate(
+    context: typer.Context,
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help="The folder of a run; with --task, also of an encoder bundle.")
     ],
@@ -46,8 +54,10 @@ def evaluate(
     """
     check_runs(run)
     if task:
+        check_without_effect(context, "only without --task, which does not use Ray", "address")
         _evaluate_on_tasks(run, task, out, name, device)
         return
+    check_without_effect(context, "only with --task FORMAT:FOLDER", "out", "name", "device")
     from sepscene.orchestration.config import load_experiment
     from sepscene.orchestration.pipeline.encoders import encoders_of
     from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, print_summary
@@ -127,6 +137,7 @@ def report(
 
 
 def compare(
+    context: typer.Context,
     a: Annotated[
         list[Path] | None, typer.Argument(metavar="A B", help="Two runs; with --seeds, two groups of equal size.")
     ] = None,
@@ -156,12 +167,12 @@ def compare(
     `sepscene compare --tasks task-results --latex table.tex` compares encoders on benchmarks.
     """
     if tasks is not None:
+        check_without_effect(context, "only for runs, without --tasks", "a", "encoder_a", "encoder_b", "seeds")
         _compare_on_tasks(tasks, csv, latex)
         return
+    check_without_effect(context, "only with --tasks; the comparison of runs is printed", "csv", "latex")
     from sepscene.models.config import SepsceneError
 
-    if csv is not None or latex is not None:
-        raise SepsceneError("--csv and --latex need --tasks: the comparison of runs is printed only")
     if seeds and (encoder_a or encoder_b):
         raise SepsceneError("--seeds compares the encoders that the runs trained: omit --encoder-a and --encoder-b")
     a = a or []

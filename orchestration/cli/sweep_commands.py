@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sepscene.orchestration.cli.arguments import Address, Changes, Dashboard, Scale, Storage, TrustCode, Verbose
+from sepscene.orchestration.cli.arguments import (
+    Address,
+    Changes,
+    Dashboard,
+    Scale,
+    Storage,
+    TrustCode,
+    Verbose,
+    check_without_effect,
+)
 from sepscene.orchestration.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -139,6 +148,7 @@ def is_sweep(name: str) -> bool:
 
 
 def reproduce_command(
+    context: typer.Context,
     tables: Annotated[
         list[str], typer.Argument(help="`table2`, `table4`, `table5`, or `beyond` for rows that are not in the paper.")
     ],
@@ -190,8 +200,11 @@ def reproduce_command(
     from sepscene.orchestration.runtime.concurrency import most_demanding
     from sepscene.orchestration.sweeps.reproduction_plan import planned_rows, row_experiments
 
-    if hours is not None and scale != "mini":
-        raise SepsceneError("--hours needs --scale mini; at other scales, stop the command and continue it with --id")
+    if scale == "mini":
+        check_without_effect(context, "not at scale mini, which does not use Ray", "address", "dashboard")
+    else:
+        advice = "at other scales, stop the command and continue it with --id"
+        check_without_effect(context, f"only with --scale mini; {advice}", "hours")
     changes = parse_changes(change)
     if data is not None:
         kind, colon, root = data.partition(":")
@@ -199,8 +212,8 @@ def reproduce_command(
             raise SepsceneError(f"--data {data!r} must look like FORMAT:FOLDER, e.g. esc50:esc10")
         changes = data_changes(kind, root, changes)
     name = f"{'-'.join(tables)}-{scale}"
-    newest = newest_dated(storage, name) if resume else None
-    reproduction_id = reproduction_id or newest or dated(name)
+    if reproduction_id is None:
+        reproduction_id = newest_dated(storage, name, "--id") if resume else dated(name)
     folder = folder_in(storage, reproduction_id, "the reproduction id")
     # Raises an error for bad rows, changes or data before anything starts.
     rows = row_experiments(planned_rows(tables, row), scale, changes)

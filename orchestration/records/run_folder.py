@@ -18,6 +18,7 @@ What is inside a folder of weights (`models.weights`), of separated clips (`augm
 (`tasks.datasets.python_clips`) is named there: these rooms know nothing of runs.
 """
 
+import glob
 import os
 import re
 import time
@@ -57,9 +58,17 @@ def dated(name: str) -> str:
     return f"{name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def newest_dated(storage: Path, name: str) -> str | None:
-    """The newest folder of a storage that `dated` has named after this experiment or kind; None without one."""
-    return max((path.name for path in storage.glob(f"{name.replace('/', '-')}-*")), default=None)
+def newest_dated(storage: Path, name: str, option: str) -> str:
+    """The name of the newest folder of a storage that `dated` has named after this experiment or kind.
+
+    Raises:
+        SepsceneError: if there is none; the message names the option that gives the folder's name.
+    """
+    pattern = f"{glob.escape(name.replace('/', '-'))}-*"
+    newest = max((path.name for path in storage.glob(pattern)), default=None)
+    if newest is None:
+        raise SepsceneError(f"{storage} contains no {pattern} to continue: remove --resume, or give its {option}")
+    return newest
 
 
 def folder_in(storage: Path, name: str, what: str) -> Path:

@@ -29,6 +29,9 @@ real stream and a real trainer through this file, to detect an upgrade that brea
     machine's address, and then listens on all interfaces. Its public switch, `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0`,
     also works on Linux, but is read when Ray is imported. Buys that other machines cannot reach a local Ray. Remove
     when `ray.init` accepts 127.0.0.1 unchanged.
+`own_process_groups` (no issue found). `ray.init` starts Ray's processes in the process group of its caller. A terminal
+    that is closed sends SIGHUP to the whole group, and `timeout` SIGTERM; they would end Ray before the driver has its
+    checkpoint. Buys the checkpoint. Remove when Ray starts its processes in a group of their own.
 `address_of_auto` (no issue found). `auto` also finds a Ray of ours, which listens on loopback, assumes the machine's
     address for it, and waits there for six minutes without a message. Buys an error within 15 seconds, because a known
     address can be checked first. Remove when Ray checks it.
@@ -73,6 +76,8 @@ Elsewhere, because the code belongs there; each also for Ray 2.60:
 (docs/clusters.md); no code depends on it.
 """
 
+import functools
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -148,6 +153,21 @@ def on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def own_process_groups() -> Iterator[None]:
+    """While the block runs, each process of a Ray that is started gets a process group of its own.
+
+    On other systems than Linux, Ray itself ends its processes by their group if the driver is killed.
+    """
+    popen = services.ConsolePopen
+    if sys.platform == "linux":
+        services.ConsolePopen = functools.partial(popen, process_group=0)  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen  # type: ignore[misc]
 
 
 def address_of_auto() -> str:

@@ -16,7 +16,13 @@ from sepscene.models.names import resolve
 from sepscene.models.trust import trust_variables
 from sepscene.orchestration.runtime.placement import LOCAL_LABEL
 from sepscene.orchestration.runtime.private_files import make_token, private_temp_folder
-from sepscene.orchestration.runtime.ray_compat import IN_A_JOB, LOCAL_SWITCHES, address_of_auto, on_loopback
+from sepscene.orchestration.runtime.ray_compat import (
+    IN_A_JOB,
+    LOCAL_SWITCHES,
+    address_of_auto,
+    on_loopback,
+    own_process_groups,
+)
 from sepscene.orchestration.runtime.reachable import check_address, check_temp_folder
 from sepscene.orchestration.runtime.run_processes import core_is_alive, core_processes, is_alive, service_processes
 from sepscene.orchestration.runtime.signals import exit_immediately
@@ -75,6 +81,8 @@ def connect(
     if address == "auto":
         address = address_of_auto()
     if address:
+        if dashboard:
+            print(f"--dashboard has no effect: the cluster at {address} has its own dashboard")
         check_address(address)
         try:
             with _environment(IN_A_JOB):
@@ -88,7 +96,7 @@ def connect(
         folder = private_temp_folder()
         check_temp_folder(folder)
         make_token()
-        with on_loopback(), _environment(LOCAL_SWITCHES | {"RAY_TMPDIR": folder}):
+        with on_loopback(), own_process_groups(), _environment(LOCAL_SWITCHES | {"RAY_TMPDIR": folder}):
             context = ray.init(
                 address="local",
                 include_dashboard=dashboard,

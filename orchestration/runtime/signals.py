@@ -31,7 +31,7 @@ def exit_on_signal() -> Iterator[None]:
 
 @contextmanager
 def checkpoint_on_signal(folder: StageFolder) -> Iterator[None]:
-    """While the block runs, a signal that ends this process first leads to a checkpoint.
+    """While the block runs, a signal that ends this process first leads to a checkpoint, if the stage has begun.
 
     A second signal ends it without the checkpoint. Only the main thread can handle signals; the driver of a Tune trial
     runs in another thread, so the trial continues from its last checkpoint.
@@ -40,7 +40,7 @@ def checkpoint_on_signal(folder: StageFolder) -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        if len(received) == 1:
+        if len(received) == 1 and folder.path.is_dir():
             _print(f"{signal.Signals(number).name}: saving a checkpoint; another signal exits without it")
             folder.wanted.touch()
             deadline = time.monotonic() + GRACE_SECONDS

