@@ -15,14 +15,14 @@ import posixpath
 import re
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sepscene.augment.arrow_files import features_of
-from sepscene.augment.locations import AUDIO_COLUMN, ClipError, Member, tar_members
+from sepscene.augment.locations import AUDIO_COLUMN, ClipError, tar_members
 from sepscene.models.files import parse_json
 from sepscene.tasks.datasets.labels import (
     ManifestError,
@@ -220,7 +220,12 @@ def _shard_clips(root: Root, shard: str) -> Iterator[Clip]:
     uri = root.uri(shard)
     try:
         members = tar_members(uri)
-        texts = _label_texts(root, shard, members)
+        with root.filesystem.open_input_file(f"{root.path}/{shard}") as file:
+            texts = {
+                name: file.read_at(member.size, member.start)
+                for name, member in members.items()
+                if name.lower().endswith(_LABEL_SUFFIXES) and member.size <= _LARGEST_LABEL_FILE
+            }
     except ClipError as error:
         raise ManifestError(str(error)) from error
     except (OSError, OverflowError, tarfile.TarError) as error:
@@ -232,23 +237,16 @@ def _shard_clips(root: Root, shard: str) -> Iterator[Clip]:
         if _is_hidden_member(name) or suffix.lower() not in AUDIO_SUFFIXES or key in keys:
             continue
         keys.add(key)
-        row, label_file = _sample_row(key, texts, f"{uri}#{key}")
+        where = f"{uri}#{key}"
+        label_file = _label_file(key, texts)
         used |= {name, label_file}
+        row = _label_row(label_file, texts[label_file], where) if label_file else {}
         split = str(row.get("split") or split_of_shard(shard))
-        offset = parse_offset(row.get("offset_seconds"), f"{uri}#{key}")
+        offset = parse_offset(row.get("offset_seconds"), where)
         yield Clip(f"{shard}#{name}", f"{uri}#{name}", split_labels(_label_cell(row)), split, offset)
     for name in members:
         if name not in used:
             root.skipped.add(_reason_for_member(name, keys), f"{shard}#{name}")
-
-
-def _label_texts(root: Root, shard: str, members: dict[str, Member]) -> dict[str, bytes]:
-    with root.filesystem.open_input_file(f"{root.path}/{shard}") as file:
-        return {
-            name: file.read_at(member.size, member.start)
-            for name, member in members.items()
-            if name.lower().endswith(_LABEL_SUFFIXES) and member.size <= _LARGEST_LABEL_FILE
-        }
 
 
 def _is_hidden_member(name: str) -> bool:
@@ -266,22 +264,21 @@ def _reason_for_member(name: str, keys: set[str]) -> str:
     return f"suffix {suffix or 'missing'} is not read"
 
 
-def _sample_row(key: str, texts: dict[str, bytes], where: str) -> tuple[dict[str, Any], str]:
-    """The content of a clip's label file, and the name of that file; {} and "" if there is none.
+def _label_file(key: str, names: Collection[str]) -> str:
+    """The name of a clip's label file; empty if there is none.
 
     WebDataset's own keys end at the first dot (`a.left.wav` belongs to `a.json`): such a file is used only if there is
     none with the full key.
     """
     folder, base = posixpath.split(key)
-    for stem in dict.fromkeys((key, posixpath.join(folder, base.partition(".")[0]))):
-        for suffix in _LABEL_SUFFIXES:
-            name = next((n for n in (stem + suffix, stem + suffix.upper()) if n in texts), None)
-            if name is not None:
-                return _parsed(texts[name], suffix, where), name
-    return {}, ""
+    stems = (key, posixpath.join(folder, base.partition(".")[0]))
+    candidates = (stem + end for stem in stems for suffix in _LABEL_SUFFIXES for end in (suffix, suffix.upper()))
+    return next((name for name in candidates if name in names), "")
 
 
-def _parsed(text: bytes, suffix: str, where: str) -> dict[str, Any]:
+def _label_row(name: str, text: bytes, where: str) -> dict[str, Any]:
+    """The content of a label file."""
+    suffix = posixpath.splitext(name)[1].lower()
     try:
         if suffix == ".json":
             row = parse_json(text)
