@@ -15,7 +15,7 @@ import posixpath
 import re
 import tarfile
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -230,6 +230,10 @@ def _shard_clips(root: Root, shard: str) -> Iterator[Clip]:
         raise ManifestError(str(error)) from error
     except (OSError, OverflowError, tarfile.TarError) as error:
         raise ManifestError(f"{uri}: is not a readable tar archive ({error})") from error
+    label_files = {}
+    for name in sorted(texts):  # of a.JSON and a.json, the latter counts
+        stem, suffix = posixpath.splitext(name)
+        label_files[stem + suffix.lower()] = name
     keys: set[str] = set()
     used: set[str] = set()
     for name in members:
@@ -238,7 +242,7 @@ def _shard_clips(root: Root, shard: str) -> Iterator[Clip]:
             continue
         keys.add(key)
         where = f"{uri}#{key}"
-        label_file = _label_file(key, texts)
+        label_file = _label_file(key, label_files)
         used |= {name, label_file}
         row = _label_row(label_file, texts[label_file], where) if label_file else {}
         split = str(row.get("split") or split_of_shard(shard))
@@ -246,34 +250,37 @@ def _shard_clips(root: Root, shard: str) -> Iterator[Clip]:
         yield Clip(f"{shard}#{name}", f"{uri}#{name}", split_labels(_label_cell(row)), split, offset)
     for name in members:
         if name not in used:
-            root.skipped.add(_reason_for_member(name, keys), f"{shard}#{name}")
+            too_large = members[name].size > _LARGEST_LABEL_FILE
+            root.skipped.add(_reason_for_member(name, keys, too_large), f"{shard}#{name}")
 
 
 def _is_hidden_member(name: str) -> bool:
     return posixpath.basename(name).startswith(".")
 
 
-def _reason_for_member(name: str, keys: set[str]) -> str:
+def _reason_for_member(name: str, keys: set[str], too_large: bool) -> str:
     if _is_hidden_member(name):
         return "hidden: a name in its path begins with a dot"
     stem, suffix = posixpath.splitext(name)
     if suffix.lower() in AUDIO_SUFFIXES:
         return "another sound has the same key"
     if suffix.lower() in _LABEL_SUFFIXES:
+        if too_large:
+            return f"a label file can have {_LARGEST_LABEL_FILE} bytes"
         return "its clip has another label file, which is used" if stem in keys else "no sound has the same key"
     return f"suffix {suffix or 'missing'} is not read"
 
 
-def _label_file(key: str, names: Collection[str]) -> str:
-    """The name of a clip's label file; empty if there is none.
+def _label_file(key: str, label_files: dict[str, str]) -> str:
+    """The name of a clip's label file; empty if there is none. The keys of `label_files` have lowercase suffixes.
 
     WebDataset's own keys end at the first dot (`a.left.wav` belongs to `a.json`): such a file is used only if there is
     none with the full key.
     """
     folder, base = posixpath.split(key)
     stems = (key, posixpath.join(folder, base.partition(".")[0]))
-    candidates = (stem + end for stem in stems for suffix in _LABEL_SUFFIXES for end in (suffix, suffix.upper()))
-    return next((name for name in candidates if name in names), "")
+    candidates = (stem + suffix for stem in stems for suffix in _LABEL_SUFFIXES)
+    return next((label_files[name] for name in candidates if name in label_files), "")
 
 
 def _label_row(name: str, text: bytes, where: str) -> dict[str, Any]:
