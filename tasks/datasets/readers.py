@@ -22,15 +22,7 @@ from sepscene.augment.locations import exact_seconds
 from sepscene.models.spelling import unknown
 from sepscene.tasks.datasets.huggingface import read_huggingface
 from sepscene.tasks.datasets.labels import SPLIT_NAMES, ManifestError, parse_offset, split_labels
-from sepscene.tasks.datasets.manifest import (
-    CLIP_COLUMNS,
-    ONE_CLASS,
-    Clip,
-    Manifest,
-    check_splits,
-    make_manifest,
-    read_from,
-)
+from sepscene.tasks.datasets.manifest import CLIP_COLUMNS, Clip, Manifest, check_splits, make_manifest, read_from
 from sepscene.tasks.datasets.public import read_audioset, read_folder, read_fsd50k, read_parquet, read_shards
 from sepscene.tasks.datasets.python_clips import read_clips
 from sepscene.tasks.datasets.root import Root
@@ -184,19 +176,19 @@ def _read_directory(root: Root) -> Manifest:
         parts = path.split("/")
         folders = parts[1:-1] if with_splits else parts[:-1]
         clips.append(Clip(path, uri, tuple(folders[:1]), parts[0] if with_splits else ""))
-    notes = _one_class(clips, depth=2 if with_splits else 1)
+    notes = _too_high(clips, depth=2 if with_splits else 1)
     clips_with_split = clips if with_splits else _with_drawn_splits(clips)
     return read_from(root, clips_with_split, "not inside a folder of a split", notes=notes)
 
 
-def _one_class(clips: list[Clip], depth: int) -> list[str]:
-    """A note if all clips have the same class, which cannot be used to evaluate an encoder."""
+def _too_high(clips: list[Clip], depth: int) -> list[str]:
+    """A note if all clips have the same class, and its folder contains folders."""
     classes = {label for clip in clips for label in clip.labels}
-    if len(classes) != 1:
+    below = sorted({clip.clip_id.split("/")[depth] for clip in clips if clip.clip_id.count("/") > depth})
+    if len(classes) != 1 or not below:
         return []
-    below = {clip.clip_id.split("/")[depth] for clip in clips if clip.clip_id.count("/") > depth}
-    hint = f"its folder contains folders ({', '.join(sorted(below)[:3])}); is the root one level too high?"
-    return [f"{ONE_CLASS}, {min(classes)!r}: {hint}"] if below else []
+    note = f"all clips are of class {min(classes)!r}, and its folder contains folders ({', '.join(below[:3])})"
+    return [f"{note}; is the root one level too high?"]
 
 
 def _with_drawn_splits(clips: list[Clip]) -> Iterator[Clip]:
