@@ -1,12 +1,7 @@
 """Downstream tasks for comparing encoders: what to embed, what to predict, and how to split it into training and test.
 
-    hear:FOLDER           a task in the layout of the HEAR benchmark (hearbenchmark.com): scene and event tasks
-    esc50:FOLDER          ESC-50 or ESC-10, over its folds
-    urbansound8k:FOLDER   UrbanSound8K, over its ten folds
-    fsd50k:FOLDER         FSD50K: training and validation clips train, evaluation clips test
-    directory:FOLDER      one folder per class; also table, parquet, huggingface, clips, shards, folder and audioset
-
-HEAR's layout: task_metadata.json, labelvocabulary.csv, one JSON file per split (train, valid and test, or fold00,
+A task is hear:FOLDER, or another format of docs/data.md and its folder (docs/tasks.md). HEAR's layout
+(hearbenchmark.com): task_metadata.json, labelvocabulary.csv, one JSON file per split (train, valid and test, or fold00,
 fold01, …) that maps file names to labels or to events, and the sound in folders named by rate and split.
 """
 

@@ -1,10 +1,4 @@
-"""Readers of public data sets and of sharded layouts.
-
-    audioset  segments CSVs with three header lines, class_labels_indices.csv, and the audio anywhere below the root
-    fsd50k    the ground truth (dev.csv, eval.csv, vocabulary.csv) or, if that is missing, the collection
-    shards    WebDataset tar files: <key>.wav next to <key>.json, .cls or .txt
-    parquet   Parquet files with a column `audio` (bytes, or a struct with `bytes`) and labels
-    folder    Hugging Face audio folders: metadata.csv or metadata.jsonl with file_name, in one or several folders
+"""Readers of public data sets and of sharded layouts; docs/data.md says where labels and splits come from.
 
 Sources: https://research.google.com/audioset/download.html, https://zenodo.org/records/4060432,
 https://github.com/webdataset/webdataset, https://huggingface.co/docs/datasets/audio_dataset.
@@ -45,13 +39,10 @@ _LABEL_SUFFIXES = (".json", ".cls", ".txt")
 
 
 def read_audioset(root: Root) -> Manifest:
-    """AudioSet. The split of a clip is the name of its segments file without `_segments.csv`: balanced_train, eval, ….
+    """AudioSet: `*_segments.csv` with three header lines, class_labels_indices.csv, and audio files in any folder.
 
-    An audio file contains only its segment (as all downloaders store it). Files are found in any folder by their
-    YouTube id: `<id>.wav`, `Y<id>.wav`, `<id>_30.000.flac`, `<id>_30000_40000.wav`. If a recording has several
-    segments, a file belongs to the one whose start is in its name; a file without a start belongs to the first one
-    that is listed. Segments without a file are `absent`. The first segment of a recording has its id as clip_id, the
-    others `<id>_<start in ms>`.
+    An audio file contains only its segment (as all downloaders store it). Segments without a file are `absent`. The
+    first segment of a recording has its id as clip_id, the others `<id>_<start in ms>`.
     """
     index = root.rows("class_labels_indices.csv", ["index", "mid", "display_name"])
     try:
@@ -81,7 +72,7 @@ def read_audioset(root: Root) -> Manifest:
 
 
 def read_fsd50k(root: Root) -> Manifest:
-    """FSD50K: the splits of the development set are `train` and `val`; the evaluation set is `test`."""
+    """FSD50K: the ground truth (dev.csv, eval.csv) or, if that is missing, the collection."""
     has_truth = root.has_file("FSD50K.ground_truth/dev.csv")
     tables = "FSD50K.ground_truth/" if has_truth else "FSD50K.metadata/collection/collection_"
     clips = []
@@ -101,31 +92,19 @@ def read_fsd50k(root: Root) -> Manifest:
 
 
 def read_shards(root: Root) -> Manifest:
-    """WebDataset shards: a folder of them, or a single one.
-
-    Each member with an audio suffix is a clip; its key is the name before that suffix, including any dots. The labels
-    come from the `.json` (labels or label), `.cls` or `.txt` of that key; the split from that `.json`, a folder
-    (`train/000.tar`) or the name of the shard (`train-000.tar`).
-    """
+    """WebDataset shards: a folder of them, or a single one."""
     root, shards = root.members(".tar")
     return read_from(root, (clip for shard in shards for clip in _shard_clips(root, shard)), "not inside a shard")
 
 
 def read_parquet(root: Root) -> Manifest:
-    """Parquet files with audio bytes: a folder of them, or a single one.
-
-    Labels: column `labels` or `label` (list, text, or class numbers that the Hugging Face schema names).
-    Split: column `split`, a folder, or the name of the file. Column `offset_seconds` is optional.
-    """
+    """Parquet files with audio bytes: a folder of them, or a single one."""
     root, files = root.members(".parquet")
     return read_from(root, (clip for file in files for clip in _parquet_clips(root, file)), "not inside a Parquet file")
 
 
 def read_folder(root: Root) -> Manifest:
-    """A Hugging Face audio folder: each metadata file names files relative to its own folder.
-
-    Split: column `split`; else a folder named like a split, if every clip without that column is in one; else train.
-    """
+    """A Hugging Face audio folder: each metadata file names files relative to its own folder."""
     tables = [
         path
         for path in root.files(suffixes=[".csv", ".jsonl"])

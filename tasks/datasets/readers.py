@@ -1,14 +1,4 @@
-"""Readers of the plain data-set layouts, and the one entry to all of them.
-
-    scenes     synthetic scenes, as `augment.synthetic.scenes.write_scenes` writes them
-    directory  one folder per class, or folders `train` and `test` that contain these
-    table      CSV or Parquet with the columns uri, labels (separated by ';'), split and optionally offset_seconds
-    esc50      ESC-50 and ESC-10: meta/esc50.csv and audio/; the split is the fold
-    urbansound8k  UrbanSound8K: metadata/UrbanSound8K.csv and audio/fold1 … fold10; the split is the fold
-
-The formats audioset, fsd50k, shards, parquet and folder are read by `tasks.datasets.public`, huggingface (written by
-`save_to_disk`) by `tasks.datasets.huggingface`, and clips (listed in Python) by `tasks.datasets.python_clips`.
-"""
+"""Readers of the plain data-set layouts, and the one entry to the readers of all formats (docs/data.md)."""
 
 import hashlib
 from collections import defaultdict
@@ -38,7 +28,7 @@ def read_manifest(format: str, root: str, survey: bool = False) -> Manifest:
     """Read the manifest of a data set.
 
     Args:
-        format: one of the layouts above, as `data.format` of an experiment names it.
+        format: as `data.format` of an experiment names it.
         root: its folder or URI; for `table` the file itself, or a folder with manifest.csv or manifest.parquet.
         survey: list all files below the root, even if the format does not need it, to report what is left out.
 
