@@ -168,7 +168,8 @@ class FastTDCNpp(nn.Module):
 
 def folded(dense: ScaledDense, dtype: torch.dtype) -> nn.Linear:
     """a·(W·x + b) with a folded into W and b."""
-    linear = nn.Linear(*dense.weight.T.shape, bias=dense.bias is not None, device="meta")
+    outputs, inputs = dense.weight.shape
+    linear = nn.Linear(inputs, outputs, bias=dense.bias is not None, device="meta")
     linear.weight = nn.Parameter((dense.scale * dense.weight).to(dtype), requires_grad=False)
     if dense.bias is not None:
         linear.bias = nn.Parameter((dense.scale * dense.bias).to(dtype), requires_grad=False)
