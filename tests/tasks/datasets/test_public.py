@@ -252,6 +252,11 @@ class TestShards:
 
 
 class TestParquet:
+    def test_texts_of_a_pandas_categorical_are_not_numbers(self, tmp_path: Path) -> None:
+        labels = pa.array(["01", "1", "01"]).dictionary_encode()
+        pq.write_table(pa.table({"audio": [wav()] * 3, "label": labels}), tmp_path / "a.parquet")
+        assert read_manifest("parquet", str(tmp_path)).classes == ("01", "1")
+
     def test_hugging_face_class_labels(self, tmp_path: Path) -> None:
         features = {"audio": {"_type": "Audio"}, "label": {"names": ["dog", "cat"], "_type": "ClassLabel"}}
         schema = pa.schema(
