@@ -78,6 +78,7 @@ class ScalarLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of the inputs."""
         return None, None, *(gradients[0] * saved for saved in ctx.saved_tensors)
 
 
