@@ -113,18 +113,18 @@ def part_select(clips: int, folder: Path) -> Callable[[], object]:
 
 def part_audit(clips: int, folder: Path) -> Callable[[], object]:
     from sepscene.augment.audio import Recording
-    from sepscene.tasks.datasets.audit import Findings, recordings_of, summary
+    from sepscene.tasks.datasets.audit import FINDING, record, recordings_of, summary
 
     whole = manifest(clips)
     recording = Recording(sample_rate=16_000, channels=1, frames=160_000, peak=0.5, level_db=-20, quietest_db=-20)
 
     def run() -> None:
         uris, recording_N = recordings_of(whole)
-        found = Findings(len(uris))
+        found_R = np.zeros(len(uris), FINDING)
         for n in range(len(uris)):
-            found.content_RB[n, :8] = np.frombuffer((n + 1).to_bytes(8), np.uint8)
-            found.add(n, recording)
-        assert summary(whole, found, recording_N).readable == clips
+            found_R["content"][n, :8] = np.frombuffer((n + 1).to_bytes(8), np.uint8)
+            record(found_R, n, recording)
+        assert summary(whole, found_R, {}, recording_N).readable == clips
 
     return run
 

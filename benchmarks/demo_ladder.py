@@ -99,7 +99,7 @@ class Training:
         if self.objective == "mixit":
             wave_BRT = from_pcm(read_segments(columns, AUDIO, SEGMENT_SECONDS)["segment"]).reshape(BATCH, 2, -1)
             reference_BRT = torch.from_numpy(wave_BRT)
-            return mixit_loss(reference_BRT, self.separator(reference_BRT.sum(dim=1))).loss
+            return mixit_loss(reference_BRT, self.separator(reference_BRT.sum(dim=1))).loss_B.mean()
         found = read_source_segments(columns, AUDIO, SEGMENT_SECONDS)["sources"]
         samples = round(SEGMENT_SECONDS * AUDIO.sample_rate)
         sources = [torch.from_numpy(from_pcm(np.frombuffer(pcm, np.int16).reshape(-1, samples))) for pcm in found]

@@ -47,17 +47,12 @@ def validated(model: type[Model], fields: Any, message: str, error_type: type[Se
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        raise error_type(f"{message}: {_explained(error, model)}") from None
-
-
-def _explained(error: ValidationError, model: type[BaseModel]) -> str:
-    clauses = []
-    for fault in error.errors():
-        message = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden":
-            message = unknown_field(model, fault["loc"])
-        clauses.append(f"{dotted(fault['loc']) or 'config'}: {message}")
-    return "; ".join(clauses)
+        clauses = []
+        for fault in error.errors():
+            unlisted = fault["type"] == "extra_forbidden"
+            reason = unknown_field(model, fault["loc"]) if unlisted else fault["msg"].removeprefix("Value error, ")
+            clauses.append(f"{dotted(fault['loc']) or 'config'}: {reason}")
+        raise error_type(f"{message}: {'; '.join(clauses)}") from None
 
 
 class Config(BaseModel):

@@ -140,13 +140,9 @@ def as_custom(value: Any) -> Any:
     return {"use": value} if callable(value) or (isinstance(value, str) and is_custom(value)) else value
 
 
-def _tag(value: Any) -> str:
-    return "<folder>" if isinstance(value, str) else "<custom>"
-
-
 SeparatorChoice = Annotated[
     Annotated[str, Tag("<folder>")] | Annotated[CustomCode, Tag("<custom>")],
-    Discriminator(_tag),
+    Discriminator(lambda value: "<folder>" if isinstance(value, str) else "<custom>"),
     BeforeValidator(as_custom),
 ]
 """A separator's folder, or custom code: an import path, or `{use: package.module:Name, …}`."""

@@ -190,9 +190,9 @@ def update_card(directory: Path | str, facts: dict[str, Any]) -> None:
         CheckpointError: config.json is missing, damaged or of another format.
     """
     directory = Path(directory)
-    card = _encoder_card(directory)
+    card, config = _read(directory)
     card = card.changed({"metadata": card.metadata | facts})
-    write_atomically(directory / README, model_card(_config_of(card, directory), card.metadata).encode())
+    write_atomically(directory / README, model_card(config, card.metadata).encode())
     write_atomically(directory / CARD_FILE, card_text(card).encode())
 
 
@@ -217,8 +217,7 @@ def load_encoder(dir_or_uri: Path | str, trust_code: bool = False) -> Encoder:
         with tempfile.TemporaryDirectory() as folder:
             return load_encoder(_fetch_from_mlflow(text, Path(folder)), trust_code)
     directory = Path(text.removeprefix("file://")).expanduser()
-    card = _encoder_card(directory)
-    config = _config_of(card, directory)
+    card, config = _read(directory)
     if isinstance(config.trunk, CustomEncoder):
         if trust_code:
             CODE.grant(config.trunk.use)
@@ -233,12 +232,15 @@ def read_encoder_config(directory: Path) -> EncoderConfig:
     Raises:
         CheckpointError: config.json is missing or damaged, or its values do not define an encoder.
     """
-    return _config_of(_encoder_card(directory), directory)
+    return _read(directory)[1]
 
 
-def _config_of(card: WeightsCard, directory: Path) -> EncoderConfig:
+def _read(directory: Path) -> tuple[WeightsCard, EncoderConfig]:
+    card = read_card(directory)
+    if card.architecture not in (*ENCODERS, "own-encoder"):
+        raise CheckpointError(f"{directory} contains a separator ({card.architecture}), not an encoder")
     message = f"{directory / CARD_FILE} does not define an encoder, copy the bundle again"
-    return validated(EncoderConfig, card.config, message, CheckpointError)
+    return card, validated(EncoderConfig, card.config, message, CheckpointError)
 
 
 def _import_custom(use: str, card: WeightsCard, directory: Path) -> None:
@@ -254,13 +256,6 @@ def _import_custom(use: str, card: WeightsCard, directory: Path) -> None:
     if installed["version"] != version:
         text = "%s was saved with version %s of %s, but version %s is installed"
         logger.warning(text, directory, version, installed["package"], installed["version"])
-
-
-def _encoder_card(directory: Path) -> WeightsCard:
-    card = read_card(directory)
-    if card.architecture not in (*ENCODERS, "own-encoder"):
-        raise CheckpointError(f"{directory} contains a separator ({card.architecture}), not an encoder")
-    return card
 
 
 def _fetch_from_mlflow(uri: str, folder: Path) -> Path:

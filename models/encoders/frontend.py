@@ -12,31 +12,28 @@ from torchaudio.functional import melscale_fbanks
 from sepscene.models.config import SepsceneError
 from sepscene.models.settings import FrontEndConfig
 
+_PANNS = FrontEndConfig(
+    window_samples=512,
+    lowest_hz=50.0,
+    highest_hz=8_000.0,
+    mel_scale="slaney",
+    equal_area=True,
+    power=2,
+    floor=1e-10,
+    compression="decibel",
+    framing="centred",
+)
+"""The front-end of PANNs (audioset_tagging_cnn): power in Slaney bands, decibels above 1e-10, centred frames."""
 
-def _panns(sample_rate: int, fft_samples: int, hop_samples: int, highest_hz: float) -> FrontEndConfig:
-    """A front-end of PANNs (audioset_tagging_cnn): power in Slaney bands, decibels above 1e-10, centred frames."""
-    return FrontEndConfig(
-        sample_rate=sample_rate,
-        window_samples=fft_samples,
-        fft_samples=fft_samples,
-        hop_samples=hop_samples,
-        lowest_hz=50.0,
-        highest_hz=highest_hz,
-        mel_scale="slaney",
-        equal_area=True,
-        power=2,
-        floor=1e-10,
-        compression="decibel",
-        framing="centred",
-    )
-
-
-FRONT_ENDS: dict[str, FrontEndConfig] = {
-    "paper": FrontEndConfig(),
-    "panns_16k": _panns(16_000, 512, 160, 8_000.0),
-    "panns_32k": _panns(32_000, 1024, 320, 14_000.0),
+_PANNS_32K = {
+    "sample_rate": 32_000,
+    "window_samples": 1024,
+    "fft_samples": 1024,
+    "hop_samples": 320,
+    "highest_hz": 14e3,
 }
 
+FRONT_ENDS = {"paper": FrontEndConfig(), "panns_16k": _PANNS, "panns_32k": _PANNS.changed(_PANNS_32K)}
 
 _TINY = torch.finfo(torch.float32).tiny
 

@@ -9,6 +9,7 @@ Shapes: N frequencies, F mels.
 
 import hashlib
 import io
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,12 @@ def import_encoder(file: Path | str, front_end: str, out: Path | str) -> str:
     check_finite(encoder.trunk, file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     notes = f"Imported from `{file.name}` (SHA-256 {digest}) with the front-end preset `{front_end}`."
-    assumed = [] if "sepscene" in checkpoint else _assumptions(front_end, bool(buffers))
+    assumed = []
+    if "sepscene" not in checkpoint:
+        assumed.append(f"patch_seconds {PATCH_SECONDS:g} (the length of PANNs' training clips)")
+        assumed.append(f"shortest_seconds {SHORTEST_SECONDS:g} (shorter clips are padded to it)")
+        if not buffers:
+            assumed.insert(0, f"front_end {front_end} (the file has no buffers to check it against)")
     return save_encoder(encoder, out, {"title": "Imported CNN14", "notes": notes, "assumed": assumed})
 
 
@@ -140,14 +146,6 @@ def _config(
     return validated(EncoderConfig, fields, message)
 
 
-def _assumptions(front_end: str, buffers: bool) -> list[str]:
-    """One clause per setting that a PANNs file does not contain; `buffers`: it contains those of its front-end."""
-    assumed = [] if buffers else [f"front_end {front_end} (the file has no buffers to check it against)"]
-    assumed.append(f"patch_seconds {PATCH_SECONDS:g} (the length of PANNs' training clips)")
-    assumed.append(f"shortest_seconds {SHORTEST_SECONDS:g} (shorter clips are padded to it)")
-    return assumed
-
-
 def _check_front_end(buffers: dict[str, Tensor], front_end: str, file: Path) -> None:
     """Raise an error if the front-end's buffers in a file, if there are any, differ from those of the preset."""
     if not buffers or _match(buffers, FRONT_ENDS[front_end]):
@@ -171,8 +169,6 @@ def _match(buffers: dict[str, Tensor], config: FrontEndConfig) -> bool:
 
 def _renamed(tensors: dict[str, Tensor], prefixes: dict[str, str]) -> dict[str, Tensor]:
     """The tensors with the prefixes of their names replaced."""
-    renamed = {}
-    for name, tensor in tensors.items():
-        prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
-        renamed[prefixes.get(prefix, "") + name.removeprefix(prefix)] = tensor
-    return renamed
+    for old, new in prefixes.items():
+        tensors = {re.sub(f"^{re.escape(old)}", new, name): tensor for name, tensor in tensors.items()}
+    return tensors

@@ -117,31 +117,32 @@ def save_custom(choice: CustomCode, directory: Path) -> WeightsCard:
     Raises:
         SepsceneError: see `CustomSeparator`; or the folder exists and was saved with other code or other weights.
     """
-    separator = CustomSeparator(choice)
-    check_finite(separator, directory)
-    fields = {"architecture": ARCHITECTURE, "config": separator.config}
-    if (directory / WEIGHTS_FILE).exists():
-        saved = read_card(directory)
-        current = complete_card(fields, serialised(separator))
-        if saved.digest != current.digest:
-            raise CheckpointError(
-                f"{directory} was saved with {_version(saved.config)}, but {_version(current.config)} is installed, or "
-                "its weights differ: install the version it was saved with, or start another run"
-            )
-        return saved
-    return write_folder(directory, fields, serialised(separator))
+    fields, content = _content(choice, directory)
+    if not (directory / WEIGHTS_FILE).exists():
+        return write_folder(directory, fields, content)
+    saved = read_card(directory)
+    if saved.digest != complete_card(fields, content).digest:
+        raise CheckpointError(
+            f"{directory} was saved with {_version(saved.config)}, but {_version(fields['config'])} is installed, or "
+            "its weights differ: install the version it was saved with, or start another run"
+        )
+    return saved
 
 
 def card_of(place: str | CustomCode) -> WeightsCard:
     """The card of a separator: that of its folder, or the one with which a custom separator would be saved.
 
     Raises:
-        SepsceneError: see `read_card` or `CustomSeparator`.
+        SepsceneError: see `read_card` or `CustomSeparator`; or a weight is NaN or infinite.
     """
-    if not isinstance(place, CustomCode):
-        return read_card(place)
-    separator = CustomSeparator(place)
-    return complete_card({"architecture": ARCHITECTURE, "config": separator.config}, serialised(separator))
+    return complete_card(*_content(place, Path(place.use))) if isinstance(place, CustomCode) else read_card(place)
+
+
+def _content(choice: CustomCode, origin: Path) -> tuple[dict[str, Any], bytes]:
+    """The card's fields and the weights of a custom separator; `origin` is named in messages."""
+    separator = CustomSeparator(choice)
+    check_finite(separator, origin)
+    return {"architecture": ARCHITECTURE, "config": separator.config}, serialised(separator)
 
 
 def checkpoint_folders(checkpoints: Mapping[str, str | CustomCode], folder: Path) -> dict[str, str]:
@@ -150,14 +151,10 @@ def checkpoint_folders(checkpoints: Mapping[str, str | CustomCode], folder: Path
     Raises:
         SepsceneError: see `save_custom`.
     """
-    folders = {}
     for name, place in checkpoints.items():
         if isinstance(place, CustomCode):
             save_custom(place, folder / name)
-            folders[name] = str(folder / name)
-        else:
-            folders[name] = place
-    return folders
+    return {name: place if isinstance(place, str) else str(folder / name) for name, place in checkpoints.items()}
 
 
 def read_custom(card: WeightsCard, weights: dict[str, Tensor], origin: Path) -> CustomSeparator:

@@ -88,10 +88,10 @@ class FastTDCNpp(nn.Module):
         self.config = network.config
         self.plain = network
         self.dtype = dtype
-        self.initial = FoldedDense(network.initial, dtype)
+        self.initial = folded(network.initial, dtype)
         self.blocks = nn.ModuleList(FastBlock(cast(Block, block), dtype) for block in network.blocks)
         self.skips = nn.ModuleDict(
-            {name: FoldedDense(cast(ScaledDense, dense), dtype) for name, dense in network.skips.items()}
+            {name: folded(cast(ScaledDense, dense), dtype) for name, dense in network.skips.items()}
         )
         self.register_buffer("mask", network.mask.T.contiguous().to(dtype))
 
@@ -139,9 +139,8 @@ class FastTDCNpp(nn.Module):
     def _hidden(self, x_BLW: Tensor) -> FusedHidden | BatchedHidden:
         if x_BLW.device.type != "cpu":
             return BatchedHidden()
-        from sepscene.models.separators.fused import (
-            FusedHidden,  # importing Numba takes a third of a second, and most processes never separate
-        )
+        # Importing Numba takes a third of a second, and most processes never separate.
+        from sepscene.models.separators.fused import FusedHidden
 
         reach = self.config.kernel // 2 * 2 ** (self.config.blocks - 1)
         return FusedHidden(x_BLW.shape[1], self.config.hidden, reach, self.dtype)
@@ -167,19 +166,14 @@ class FastTDCNpp(nn.Module):
         return wave_BSLh.flatten(2)[..., :samples]
 
 
-class FoldedDense(nn.Module):
+def folded(dense: ScaledDense, dtype: torch.dtype) -> nn.Linear:
     """a·(W·x + b) with a folded into W and b."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __init__(self, dense: ScaledDense, dtype: torch.dtype):
-        super().__init__()
-        self.register_buffer("weight", (dense.scale * dense.weight).to(dtype))
-        self.register_buffer("bias", None if dense.bias is None else (dense.scale * dense.bias).to(dtype))
-
-    def forward(self, x_BLC: Tensor) -> Tensor:
-        return F.linear(x_BLC, self.weight, self.bias)
+    outputs, inputs = dense.weight.shape
+    linear = nn.Linear(inputs, outputs, bias=dense.bias is not None, device="meta")
+    linear.weight = nn.Parameter((dense.scale * dense.weight).to(dtype), requires_grad=False)
+    if dense.bias is not None:
+        linear.bias = nn.Parameter((dense.scale * dense.bias).to(dtype), requires_grad=False)
+    return linear
 
 
 class FastBlock(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from sepscene.models.card import CARD_FILE, read_card
-from sepscene.models.config import CheckpointError, validated
+from sepscene.models.config import CheckpointError, Config, validated
 from sepscene.models.custom import CustomCode
 from sepscene.models.separators.custom import ARCHITECTURE, CustomSeparator, read_custom
 from sepscene.models.separators.foreign import ConvTasNetConfig, ConvTasNetSeparator
@@ -18,7 +18,10 @@ from sepscene.models.settings import TDCNppConfig
 from sepscene.models.sound import checked_sound
 from sepscene.models.weights import check_finite, read_content, read_network, read_tensors, serialised, write_folder
 
-Separator = TDCNpp | ConvTasNetSeparator | ProgramSeparator
+_NETWORKS: dict[str, tuple[type[Config], type[nn.Module]]] = {
+    "tdcnpp": (TDCNppConfig, TDCNpp),
+    "conv_tasnet": (ConvTasNetConfig, ConvTasNetSeparator),
+}
 
 
 def save_separator(separator: nn.Module, directory: str | Path, metadata: dict[str, Any]) -> str:
@@ -34,7 +37,7 @@ def save_separator(separator: nn.Module, directory: str | Path, metadata: dict[s
             else.
     """
     directory = Path(directory)
-    if not isinstance(separator, Separator):
+    if not isinstance(separator, TDCNpp | ConvTasNetSeparator | ProgramSeparator):
         raise CheckpointError(
             f"a {type(separator).__name__} can't be saved as a separator: export it with torch.export "
             "and import the program with `sepscene separator import`"
@@ -77,12 +80,10 @@ def _read(directory: Path) -> nn.Module:
     card = read_card(directory)
     origin = directory / card.weights
     message = f"{directory / CARD_FILE} has a wrong {card.architecture} config"
-    if card.architecture == "tdcnpp":
-        tdcnpp = validated(TDCNppConfig, card.config, message, CheckpointError)
-        return read_network(directory, card, lambda: TDCNpp(tdcnpp))
-    if card.architecture == "conv_tasnet":
-        conv_tasnet = validated(ConvTasNetConfig, card.config, message, CheckpointError)
-        return read_network(directory, card, lambda: ConvTasNetSeparator(conv_tasnet))
+    if card.architecture in _NETWORKS:
+        settings, network = _NETWORKS[card.architecture]
+        config = validated(settings, card.config, message, CheckpointError)
+        return read_network(directory, card, lambda: network(config))
     if card.architecture == "program":
         program = validated(ProgramConfig, card.config, message, CheckpointError)
         content = read_content(directory, card)

@@ -120,7 +120,10 @@ def read_tdcnpp(prefix: str | Path, sample_rate: int, hints: ImportHints) -> tup
     config = _sizes(shapes, sample_rate, facts)
     with torch.device("meta"):
         names = {tensorflow_name(ours): ours for ours in TDCNpp(config).state_dict()}
-    _check_names(facts.origin, expected=set(names), found=set(shapes))
+    unknown = sorted(shapes.keys() - names.keys())
+    if unknown:
+        listed = ", ".join(unknown[:8]) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
+        raise CheckpointError(f"{facts.origin} has the unknown variables {listed}: it isn't a TDCN++ as published")
     weights = {ours: _value(ours, bundle.read(name)) for name, ours in names.items()}
     network = TDCNpp(config)
     load_weights(network, weights, facts.origin)
@@ -254,10 +257,3 @@ def _training_configuration(bundle: TFBundle, sample_rate: int) -> dict[str, Any
     if rate != sample_rate:
         raise CheckpointError(f"{path} has the sample rate {rate:g} Hz, not {sample_rate} Hz: give {rate:g}")
     return sizes.model_dump(exclude_none=True) | ({"consistency": consistency} if consistency else {})
-
-
-def _check_names(origin: Path, expected: set[str], found: set[str]) -> None:
-    for names, problem in ((expected - found, "lacks the"), (found - expected, "has the unknown")):
-        if names:
-            listed = ", ".join(sorted(names)[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-            raise CheckpointError(f"{origin} {problem} variables {listed}: it isn't a TDCN++ as published")

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections import defaultdict
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from sepscene.models.config import CheckpointError
 
-_TABLE_MAGIC = 0xDB4775248B80FB57
+_TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
 """Last eight bytes of a table file of TensorFlow (the format is that of LevelDB)."""
 _FOOTER_BYTES = 48  # two block handles of at most 20 bytes each, and the magic number
 _DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 6: "i1", 9: "<i8", 10: "?", 19: "<f2"}
@@ -64,14 +65,14 @@ class TFBundle:
                 "model.ckpt-1234.index and model.ckpt-1234.data-00000-of-00001)"
             )
         try:
-            rows = dict(_table(self.index.read_bytes()))
+            rows = _table(self.index.read_bytes())
             header = _fields(rows.pop(b"", b""))
             if not header:
                 raise _Damaged("it has no header")
             self.entries = {name.decode(): _entry(value) for name, value in rows.items()}
             self.shards = _number(header, 1)
             big_endian = _number(header, 2)
-        except (_Damaged, IndexError, TypeError, struct.error, UnicodeDecodeError) as error:
+        except (_Damaged, IndexError, OverflowError, TypeError, struct.error, UnicodeDecodeError) as error:
             message = f"{self.index} is damaged or not a checkpoint index: {error}; copy it again"
             raise CheckpointError(message) from error
         if big_endian:
@@ -124,21 +125,21 @@ def mask(crc: int) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _table(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _table(content: bytes) -> dict[bytes, bytes]:
     """All rows of a LevelDB table."""
-    if len(content) < _FOOTER_BYTES or struct.unpack("<Q", content[-8:])[0] != _TABLE_MAGIC:
+    if len(content) < _FOOTER_BYTES or not content.endswith(_TABLE_MAGIC):
         raise _Damaged("it does not end like a LevelDB table")
-    footer = len(content) - _FOOTER_BYTES
-    _, position = _handle(content, footer)  # the metaindex, which is empty in bundles
-    index, _ = _handle(content, position)
-    for _, handle in _rows(_block(content, *index)):
-        yield from _rows(_block(content, *_handle(handle, 0)[0]))
+    footer = BytesIO(content[-_FOOTER_BYTES:])
+    _handle(footer)  # the metaindex, which is empty in bundles
+    rows = {}
+    for handle in _rows(_block(content, *_handle(footer))).values():
+        rows.update(_rows(_block(content, *_handle(BytesIO(handle)))))
+    return rows
 
 
-def _handle(content: bytes, position: int) -> tuple[tuple[int, int], int]:
-    offset, position = _varint(content, position)
-    size, position = _varint(content, position)
-    return (offset, size), position
+def _handle(stream: BytesIO) -> tuple[int, int]:
+    """Offset and size of a block."""
+    return _varint(stream), _varint(stream)
 
 
 def _block(content: bytes, offset: int, size: int) -> bytes:
@@ -152,53 +153,45 @@ def _block(content: bytes, offset: int, size: int) -> bytes:
     return content[offset : offset + size]
 
 
-def _rows(block: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _rows(block: bytes) -> dict[bytes, bytes]:
     """Rows of a block; each key is stored as the length of the prefix shared with the previous key, and the rest."""
     end = len(block) - 4 - 4 * struct.unpack("<I", block[-4:])[0]
+    stream = BytesIO(block)
+    rows = {}
     key = b""
-    position = 0
-    while position < end:
-        shared, position = _varint(block, position)
-        unshared, position = _varint(block, position)
-        value_bytes, position = _varint(block, position)
-        key = key[:shared] + block[position : position + unshared]
-        position += unshared
-        yield key, block[position : position + value_bytes]
-        position += value_bytes
+    while stream.tell() < end:
+        shared = _varint(stream)
+        unshared = _varint(stream)
+        size = _varint(stream)
+        key = key[:shared] + stream.read(unshared)
+        rows[key] = stream.read(size)
+    return rows
 
 
-def _varint(content: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = content[position]
-        position += 1
+def _varint(stream: BytesIO) -> int:
+    value = 0
+    for shift in range(0, 64, 7):
+        byte = stream.read(1)[0]
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, position
-        shift += 7
-        if shift > 63:
-            raise _Damaged(f"the number before byte {position} is too long")
+            return value
+    raise _Damaged(f"the number before byte {stream.tell()} is too long")
 
 
 def _fields(message: bytes) -> dict[int, list[Any]]:
     """The fields of a protocol buffer: numbers as int, strings and messages as bytes."""
-    found: dict[int, list[Any]] = {}
-    position = 0
-    while position < len(message):
-        tag, position = _varint(message, position)
-        value: int | bytes
+    found = defaultdict[int, list[Any]](list)
+    stream = BytesIO(message)
+    while stream.tell() < len(message):
+        tag = _varint(stream)
         if tag & 7 == 0:
-            value, position = _varint(message, position)
+            found[tag >> 3].append(_varint(stream))
         elif tag & 7 == 2:
-            size, position = _varint(message, position)
-            value = message[position : position + size]
-            position += size
+            found[tag >> 3].append(stream.read(_varint(stream)))
         elif tag & 7 == 5:
-            value = struct.unpack("<I", message[position : position + 4])[0]
-            position += 4
+            found[tag >> 3] += struct.unpack("<I", stream.read(4))
         else:
             raise _Damaged(f"a field has the unexpected wire type {tag & 7}")
-        found.setdefault(tag >> 3, []).append(value)
     return found
 
 

@@ -43,6 +43,13 @@ _UNUSUAL: dict[str, Callable[[Recording], bool]] = {
 }
 """Unusual properties of a single recording."""
 
+FINDING = np.dtype(
+    [("content", np.uint8, 32), ("seconds", "f8"), ("sample_rate", "u4"), ("channels", "u2"), ("oddities", "u2")]
+)
+"""What is found in a recording: SHA-256 (zeros if nothing could be read), length, rate in Hz (0 if it cannot be used),
+channels, and one bit per entry of `_UNUSUAL`. Ten million Python objects in place of these 48 bytes would take 5 GB.
+"""
+
 
 @dataclass(frozen=True)
 class Durations:
@@ -138,14 +145,23 @@ def audit(manifest: Manifest, threads: int = 4, progress: Callable[[int], None] 
         progress: called with the number of recordings done.
     """
     uris, recording_N = recordings_of(manifest)
-    found = Findings(len(uris))
+    found_R = np.zeros(len(uris), FINDING)
+    causes: dict[int, str] = {}
+
+    def examine(number: int, uri: str) -> None:
+        try:
+            found_R["content"][number] = np.frombuffer(bytes.fromhex(content_hash(uri)), np.uint8)
+            record(found_R, number, check_audio(uri))
+        except ClipError as error:
+            causes[number] = error.cause
+
     with ThreadPoolExecutor(max_workers=threads) as pool:
         for start in range(0, len(uris), _AT_ONCE):
             some = uris.slice(start, _AT_ONCE).to_pylist()
-            for done, _ in enumerate(pool.map(found.examine, range(start, len(uris)), some), start + 1):
+            for done, _ in enumerate(pool.map(examine, range(start, len(uris)), some), start + 1):
                 if progress is not None:
                     progress(done)
-    return summary(manifest, found, recording_N)
+    return summary(manifest, found_R, causes, recording_N)
 
 
 def recordings_of(manifest: Manifest) -> tuple[pa.ChunkedArray | pa.Array, np.ndarray]:
@@ -157,75 +173,53 @@ def recordings_of(manifest: Manifest) -> tuple[pa.ChunkedArray | pa.Array, np.nd
     return coded.chunk(0).dictionary, np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks])
 
 
-class Findings:
-    """Findings on R recordings in columns, 48 bytes per recording; ten million Python objects would take over 5 GB."""
-
-    def __init__(self, recordings: int) -> None:
-        self.content_RB = np.zeros((recordings, 32), np.uint8)
-        """SHA-256; zeros if nothing could be read."""
-        self.seconds_R = np.zeros(recordings)
-        self.sample_rate_R = np.zeros(recordings, np.uint32)
-        """Hz; 0 if the recording cannot be used."""
-        self.channels_R = np.zeros(recordings, np.uint16)
-        self.oddities_R = np.zeros(recordings, np.uint16)
-        """One bit per entry of `_UNUSUAL`."""
-        self.causes: dict[int, str] = {}
-        """Why recordings cannot be used."""
-
-    def examine(self, number: int, uri: str) -> None:
-        """Hash a recording and decode it to its end; threads can do this at the same time."""
-        try:
-            self.content_RB[number] = np.frombuffer(bytes.fromhex(content_hash(uri)), np.uint8)
-            self.add(number, check_audio(uri))
-        except ClipError as error:
-            self.causes[number] = error.cause
-
-    def add(self, number: int, recording: Recording) -> None:
-        """Store the findings on a recording that can be used."""
-        self.seconds_R[number] = recording.seconds
-        self.sample_rate_R[number] = recording.sample_rate
-        self.channels_R[number] = recording.channels
-        self.oddities_R[number] = sum(is_odd(recording) << bit for bit, is_odd in enumerate(_UNUSUAL.values()))
-
-    @property
-    def usable_R(self) -> np.ndarray:
-        """Which recordings can be used."""
-        return self.sample_rate_R > 0
+def record(found_R: np.ndarray, number: int, recording: Recording) -> None:
+    """Store the findings on a recording that can be used."""
+    found_R["seconds"][number] = recording.seconds
+    found_R["sample_rate"][number] = recording.sample_rate
+    found_R["channels"][number] = recording.channels
+    found_R["oddities"][number] = sum(is_odd(recording) << bit for bit, is_odd in enumerate(_UNUSUAL.values()))
 
 
-def summary(manifest: Manifest, found: Findings, recording_N: np.ndarray) -> Audit:
-    """The audit of a manifest whose recordings have been examined; `recording_N`: index of each clip's recording."""
+def summary(manifest: Manifest, found_R: np.ndarray, causes: dict[int, str], recording_N: np.ndarray) -> Audit:
+    """The audit of a manifest whose recordings have been examined.
+
+    Args:
+        manifest: what was examined.
+        found_R: the findings, `FINDING`.
+        causes: why recordings cannot be used, by their index.
+        recording_N: index of each clip's recording.
+    """
     clips = manifest.clips
     missing = list(manifest.absent)
     corrupt = []
-    end_N = np.where(found.usable_R, found.seconds_R, -1.0)[recording_N]
+    usable_R = found_R[found_R["sample_rate"] > 0]
+    end_N = np.where(found_R["sample_rate"] > 0, found_R["seconds"], -1.0)[recording_N]
     faulty = np.flatnonzero(clips["offset_seconds"].to_numpy() >= end_N)
     for name, recording in zip(_at(clips["clip_id"], faulty), recording_N[faulty].tolist(), strict=True):
-        past = f"its offset is past the end ({found.seconds_R[recording]:.3f} s)"
-        cause = found.causes.get(recording, past)
+        cause = causes.get(recording, f"its offset is past the end ({found_R['seconds'][recording]:.3f} s)")
         if cause == NO_SUCH_FILE:
             missing.append(name)
         else:
             corrupt.append((name, cause))
-    groups = _duplicates(found, recording_N)
-    usable_R = found.usable_R
+    groups = _duplicates(found_R["content"], recording_N)
     labels = Counter(dict(_counted(pc.list_flatten(clips["labels"]))))
     return Audit(
         manifest_digest=manifest.digest(),
-        content_digest=_content_digest(clips["clip_id"], found, recording_N),
+        content_digest=_content_digest(clips["clip_id"], found_R["content"], recording_N),
         clips=len(clips),
         readable=len(clips) - len(faulty),
         missing=tuple(missing),
         corrupt=tuple(corrupt),
-        durations=_durations(found.seconds_R[usable_R]),
-        sample_rates=_most_frequent(found.sample_rate_R[usable_R]),
-        channels=_most_frequent(found.channels_R[usable_R]),
+        durations=_durations(usable_R["seconds"]),
+        sample_rates=_most_frequent(usable_R["sample_rate"]),
+        channels=_most_frequent(usable_R["channels"]),
         splits=tuple(sorted(_counted(clips["split"]))),
         labels=tuple(sorted(((n, labels[n]) for n in manifest.classes), key=lambda item: -item[1])),
         unlabelled=manifest.unlabelled,
         duplicates=tuple(tuple(_at(clips["clip_id"], group)) for group in groups),
         leaking=sum(len(set(_at(clips["split"], group))) > 1 for group in groups),
-        sound=_sound(clips["clip_id"], found, recording_N),
+        sound=_sound(clips["clip_id"], found_R, recording_N),
         remarks=tuple(manifest.remarks()),
         unnamed=sum(entry.count for entry in manifest.skipped if entry.reason == NOT_UTF8),
     )
@@ -245,36 +239,36 @@ def _most_frequent(values: np.ndarray) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(_counted(pa.array(values)), key=lambda counted: -counted[1]))
 
 
-def _content_digest(names: pa.ChunkedArray, found: Findings, recording_N: np.ndarray) -> str:
+def _content_digest(names: pa.ChunkedArray, content_RB: np.ndarray, recording_N: np.ndarray) -> str:
     digest = hashlib.sha256()
     done = 0
     for some in in_parts(names):
-        content_NB = found.content_RB[recording_N[done : done + len(some)]]
+        content_NB = content_RB[recording_N[done : done + len(some)]]
         done += len(some)
         for name, content in zip(some, content_NB, strict=True):
             digest.update(f"{name}\0{content.tobytes().hex() if content.any() else ''}\n".encode())
     return digest.hexdigest()
 
 
-def _duplicates(found: Findings, recording_N: np.ndarray) -> list[np.ndarray]:
+def _duplicates(content_RB: np.ndarray, recording_N: np.ndarray) -> list[np.ndarray]:
     """Groups of clips, in order, whose recordings are different files with identical bytes."""
-    key_R = np.ascontiguousarray(found.content_RB[:, :8]).view(np.uint64)[:, 0]
+    key_R = np.ascontiguousarray(content_RB[:, :8]).view(np.uint64)[:, 0]
     twice = repeated(key_R)
     owners: dict[bytes, list[int]] = defaultdict(list)
     for row in np.flatnonzero(np.isin(key_R, twice[twice != 0])[recording_N]).tolist():
-        owners[found.content_RB[recording_N[row]].tobytes()].append(row)
+        owners[content_RB[recording_N[row]].tobytes()].append(row)
     groups = [np.array(rows) for rows in owners.values()]
     return [rows for rows in groups if len(np.unique(recording_N[rows])) > 1]
 
 
 def _sound(
-    names: pa.ChunkedArray, found: Findings, recording_N: np.ndarray
+    names: pa.ChunkedArray, found_R: np.ndarray, recording_N: np.ndarray
 ) -> tuple[tuple[str, int, tuple[str, ...]], ...]:
     """Unusual properties of the sound; a recording is counted once per property."""
-    usable_R = found.usable_R
-    longest = min(_LONG, _FAR * float(np.median(found.seconds_R[usable_R]))) if usable_R.any() else _LONG
-    odd = {what: (found.oddities_R >> bit) & 1 == 1 for bit, what in enumerate(_UNUSUAL)}
-    odd[f"longer than {_LONG / 3600:g} h, or {_FAR} times the median"] = found.seconds_R > longest
+    usable_R = found_R[found_R["sample_rate"] > 0]
+    longest = min(_LONG, _FAR * float(np.median(usable_R["seconds"]))) if len(usable_R) else _LONG
+    odd = {what: (found_R["oddities"] >> bit) & 1 == 1 for bit, what in enumerate(_UNUSUAL)}
+    odd[f"longer than {_LONG / 3600:g} h, or {_FAR} times the median"] = found_R["seconds"] > longest
     properties = []
     for what, odd_R in sorted(odd.items()):
         first = [int(np.argmax(recording_N == recording)) for recording in np.flatnonzero(odd_R)[:3]]

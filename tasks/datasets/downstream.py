@@ -1,21 +1,20 @@
 """Downstream tasks for comparing encoders: what to embed, what to predict, and how to split it into training and test.
 
-    hear:FOLDER           a task in the layout of the HEAR benchmark (hearbenchmark.com): scene and event tasks
-    esc50:FOLDER          ESC-50 or ESC-10, over its folds
-    urbansound8k:FOLDER   UrbanSound8K, over its ten folds
-    fsd50k:FOLDER         FSD50K: training and validation clips train, evaluation clips test
-    directory:FOLDER      one folder per class; also table, parquet, huggingface, clips, shards, folder and audioset
-
-HEAR's layout: task_metadata.json, labelvocabulary.csv, one JSON file per split (train, valid and test, or fold00,
+A task is hear:FOLDER, or another format of docs/data.md and its folder (docs/tasks.md). HEAR's layout
+(hearbenchmark.com): task_metadata.json, labelvocabulary.csv, one JSON file per split (train, valid and test, or fold00,
 fold01, …) that maps file names to labels or to events, and the sound in folders named by rate and split.
 """
 
 import posixpath
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, Field, FiniteFloat, RootModel
+
+from sepscene.models.config import Model, validated
 from sepscene.models.files import parse_json
 from sepscene.tasks.datasets.labels import TEST_SPLITS, ManifestError
 from sepscene.tasks.datasets.readers import read_manifest
@@ -25,7 +24,6 @@ FOLDED = ("esc50", "urbansound8k")
 """Formats whose splits are folds of a cross-validation."""
 
 Kind = Literal["scene", "event"]
-KINDS: dict[str, Kind] = {"scene": "scene", "event": "event"}
 
 
 @dataclass(frozen=True)
@@ -89,6 +87,27 @@ class Task:
         return tuple(n for n, sound in enumerate(self.sounds) if sound.split.lower() in TEST_SPLITS)
 
 
+_Text = Annotated[str, Field(coerce_numbers_to_str=True)]
+
+
+class _About(BaseModel):
+    """The fields of task_metadata.json that are used."""
+
+    task_name: _Text
+    version: _Text
+    embedding_type: Kind
+    prediction_type: str
+    split_mode: str
+
+
+class _Event(BaseModel):
+    """One event of a split; times in milliseconds."""
+
+    label: _Text
+    start: FiniteFloat
+    end: FiniteFloat
+
+
 def read_task(task: str) -> Task:
     """Read a downstream task.
 
@@ -133,33 +152,19 @@ def _ends(rows: list[dict[str, Any]]) -> list[float | None]:
 
 
 def _read_hear(root: Root) -> Task:
-    metadata = _json(root, "task_metadata.json")
-    try:
-        kind = str(metadata["embedding_type"])
-        prediction = str(metadata["prediction_type"])
-        mode = str(metadata["split_mode"])
-        name = f"{metadata['task_name']}-{metadata['version']}"
-    except (KeyError, TypeError) as error:
-        raise ManifestError(f"{root.location}/task_metadata.json: the field {error} is missing") from None
-    if kind not in KINDS:
-        raise ManifestError(f"{root.location}/task_metadata.json: embedding_type {kind!r} must be scene or event")
-    labels = [row["label"] for row in root.rows("labelvocabulary.csv", ["label"])]
-    folded = mode.endswith("kfold")
-    splits = [path.removesuffix(".json") for path in root.files(suffixes=[".json"]) if "/" not in path]
-    sounds: list[Sound] = []
+    about = _parsed(root, "task_metadata.json", _About)
+    folded = about.split_mode.endswith("kfold")
+    names = [path.removesuffix(".json") for path in root.files(suffixes=[".json"]) if "/" not in path]
+    splits = [name for name in names if (name.startswith("fold") if folded else name in ("train", "valid", "test"))]
     audio = _hear_audio(root)
-    for split in splits:
-        if split.startswith("fold") if folded else split in ("train", "valid", "test"):
-            sounds += _hear_sounds(root, split, audio, kind)
-    used: set[str] = set()
-    for sound in sounds:
-        used.update(sound.labels)
-        used.update(event.label for event in sound.events)
+    sounds = tuple(sound for split in splits for sound in _hear_sounds(root, split, audio, about.embedding_type))
+    labels = tuple(row["label"] for row in root.rows("labelvocabulary.csv", ["label"]))
+    used = {label for sound in sounds for label in (*sound.labels, *(event.label for event in sound.events))}
     unknown = used - set(labels)
     if unknown:
         raise ManifestError(f"{root.location}/labelvocabulary.csv: lacks the label {min(unknown)!r} of a split")
-    multilabel = kind == "event" or prediction == "multilabel"
-    return Task(name, KINDS[kind], multilabel, tuple(labels), tuple(sounds), folded)
+    multilabel = about.embedding_type == "event" or about.prediction_type == "multilabel"
+    return Task(f"{about.task_name}-{about.version}", about.embedding_type, multilabel, labels, sounds, folded)
 
 
 def _hear_audio(root: Root) -> str:
@@ -170,26 +175,21 @@ def _hear_audio(root: Root) -> str:
     return max(rates, key=int)
 
 
-def _hear_sounds(root: Root, split: str, audio: str, kind: str) -> list[Sound]:
-    entries = _json(root, f"{split}.json")
-    if not isinstance(entries, dict):
-        raise ManifestError(f"{root.location}/{split}.json: must map file names to labels")
-    sounds = []
-    for name, labels in entries.items():
-        uri = root.uri(f"{audio}/{split}/{name}")
-        try:
-            if kind == "event":
-                events = tuple(Event(str(e["label"]), float(e["start"]) / 1000, float(e["end"]) / 1000) for e in labels)
-                sounds.append(Sound(uri, split, events=events))
-            else:
-                sounds.append(Sound(uri, split, labels=tuple(map(str, labels))))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ManifestError(f"{root.location}/{split}.json: {name!r} has a malformed entry ({error!r})") from None
-    return sounds
+def _hear_sounds(root: Root, split: str, audio: str, kind: Kind) -> Iterator[Sound]:
+    if kind == "scene":
+        for name, labels in _parsed(root, f"{split}.json", RootModel[dict[str, tuple[_Text, ...]]]).root.items():
+            yield Sound(root.uri(f"{audio}/{split}/{name}"), split, labels)
+        return
+    for name, heard in _parsed(root, f"{split}.json", RootModel[dict[str, tuple[_Event, ...]]]).root.items():
+        events = tuple(Event(event.label, event.start / 1000, event.end / 1000) for event in heard)
+        yield Sound(root.uri(f"{audio}/{split}/{name}"), split, events=events)
 
 
-def _json(root: Root, name: str) -> Any:
+def _parsed(root: Root, name: str, model: type[Model]) -> Model:
+    """The content of a JSON file of a HEAR task."""
+    where = f"{root.location}/{name}"
     try:
-        return parse_json(root.text(name))
+        content = parse_json(root.text(name))
     except ValueError as error:
-        raise ManifestError(f"{root.location}/{name}: is not JSON ({error})") from None
+        raise ManifestError(f"{where}: is not JSON ({error})") from None
+    return validated(model, content, f"{where}: is malformed", ManifestError)

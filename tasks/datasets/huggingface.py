@@ -25,10 +25,6 @@ _INFO_FILES = ("dataset_info.json", "dataset_dict.json")
 def read_huggingface(root: Root) -> Manifest:
     """A data set that `save_to_disk` wrote.
 
-    Labels: column `labels` or `label` (list, text, or class numbers that the schema names). Split: column `split`, else
-    the name of the DatasetDict's split, else the split stored with the Dataset, else train. Column `offset_seconds` is
-    optional.
-
     Raises:
         ManifestError: it is in an object store, was not written by `save_to_disk`, or a file is damaged or missing.
     """
@@ -71,10 +67,7 @@ def _clips(root: Root, file: str, split: str) -> Iterator[Clip]:
         for batch in batches_of(uri):
             if len(rows) + len(batch) > MAX_ROWS:
                 raise ValueError(f"it has more than {MAX_ROWS} rows")
-            if columns:
-                rows += batch.select(columns).to_pylist()
-            else:
-                rows += [{}] * len(batch)
+            rows += batch.select(columns).to_pylist() if columns else [{}] * len(batch)
     except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
         raise ManifestError(
             f"{uri}: cannot be read as Arrow ({error}); check that the file is complete and can be read"

@@ -44,9 +44,9 @@ def class_labels(value: Any, names: Sequence[str], where: str) -> tuple[str, ...
         number = _class_number(part)
         if number is None:
             labels += split_labels(part)
-        elif number >= len(names) and names:
+        elif names and not 0 <= number < len(names):
             raise ManifestError(f"{where}: label {number} has no name; the schema names {len(names)} classes")
-        elif number >= 0:
+        else:
             labels.append(names[number] if names else str(number))
     return tuple(dict.fromkeys(labels))
 
@@ -67,7 +67,7 @@ def _is_missing(part: Any) -> bool:
     """Whether a cell, or a part of one, means that there is no label."""
     if isinstance(part, str):
         return part.strip() in _NO_LABEL
-    return part is None or (isinstance(part, float) and math.isnan(part)) or (part == -1 and part is not True)
+    return part is None or (isinstance(part, float) and math.isnan(part)) or part == -1
 
 
 def parse_offset(value: Any, where: str) -> float:

@@ -18,9 +18,6 @@ from sepscene.tasks.datasets.root import Root
 from sepscene.tasks.datasets.survey import Skipped
 from sepscene.tasks.datasets.tables import ROWS_AT_ONCE
 
-ONE_CLASS = "there is one class"
-"""Start of the note about a data set that cannot be used to evaluate an encoder."""
-
 CLIP_COLUMNS = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -31,7 +28,6 @@ CLIP_COLUMNS = pa.schema(
     ]
 )
 """Labels and splits are dictionary-encoded, which saves 21 of 114 bytes per clip of AudioSet."""
-
 
 MAX_SPLITS = 2**15 - 1  # the index of a split has 16 bits, with a sign
 
@@ -106,12 +102,12 @@ class Manifest:
 
     def remarks(self) -> list[str]:
         """Notes for the user, including what was left out when the data set was read."""
-        absent = [f"listed clips without an audio file: {len(self.absent)}"] if self.absent else []
-        noted = any(note.startswith(ONE_CLASS) for note in self.notes)
-        one_class = []
-        if len(self.classes) == 1 and not noted:
-            one_class.append(f"{ONE_CLASS}, {self.classes[0]!r}: an encoder cannot be evaluated on it")
-        return [*(f"left out: {entry}" for entry in self.skipped), *absent, *one_class, *self.notes]
+        found = [f"left out: {entry}" for entry in self.skipped]
+        if self.absent:
+            found.append(f"listed clips without an audio file: {len(self.absent)}")
+        if len(self.classes) == 1:
+            found.append(f"there is one class, {self.classes[0]!r}: an encoder cannot be evaluated on it")
+        return [*found, *self.notes]
 
     def targets(self) -> np.ndarray:
         """Which classes are heard in each clip: bool (clips, classes).

@@ -1,10 +1,4 @@
-"""Readers of public data sets and of sharded layouts.
-
-    audioset  segments CSVs with three header lines, class_labels_indices.csv, and the audio anywhere below the root
-    fsd50k    the ground truth (dev.csv, eval.csv, vocabulary.csv) or, if that is missing, the collection
-    shards    WebDataset tar files: <key>.wav next to <key>.json, .cls or .txt
-    parquet   Parquet files with a column `audio` (bytes, or a struct with `bytes`) and labels
-    folder    Hugging Face audio folders: metadata.csv or metadata.jsonl with file_name, in one or several folders
+"""Readers of public data sets and of sharded layouts; docs/data.md says where labels and splits come from.
 
 Sources: https://research.google.com/audioset/download.html, https://zenodo.org/records/4060432,
 https://github.com/webdataset/webdataset, https://huggingface.co/docs/datasets/audio_dataset.
@@ -22,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sepscene.augment.arrow_files import features_of
-from sepscene.augment.locations import AUDIO_COLUMN, ClipError, Member, tar_members
+from sepscene.augment.locations import AUDIO_COLUMN, ClipError, tar_members
 from sepscene.models.files import parse_json
 from sepscene.tasks.datasets.labels import (
     ManifestError,
@@ -45,13 +39,10 @@ _LABEL_SUFFIXES = (".json", ".cls", ".txt")
 
 
 def read_audioset(root: Root) -> Manifest:
-    """AudioSet. The split of a clip is the name of its segments file without `_segments.csv`: balanced_train, eval, ….
+    """AudioSet: `*_segments.csv` with three header lines, class_labels_indices.csv, and audio files in any folder.
 
-    An audio file contains only its segment (as all downloaders store it). Files are found in any folder by their
-    YouTube id: `<id>.wav`, `Y<id>.wav`, `<id>_30.000.flac`, `<id>_30000_40000.wav`. If a recording has several
-    segments, a file belongs to the one whose start is in its name; a file without a start belongs to the first one
-    that is listed. Segments without a file are `absent`. The first segment of a recording has its id as clip_id, the
-    others `<id>_<start in ms>`.
+    An audio file contains only its segment (as all downloaders store it). Segments without a file are `absent`. The
+    first segment of a recording has its id as clip_id, the others `<id>_<start in ms>`.
     """
     index = root.rows("class_labels_indices.csv", ["index", "mid", "display_name"])
     try:
@@ -81,7 +72,7 @@ def read_audioset(root: Root) -> Manifest:
 
 
 def read_fsd50k(root: Root) -> Manifest:
-    """FSD50K: the splits of the development set are `train` and `val`; the evaluation set is `test`."""
+    """FSD50K: the ground truth (dev.csv, eval.csv) or, if that is missing, the collection."""
     has_truth = root.has_file("FSD50K.ground_truth/dev.csv")
     tables = "FSD50K.ground_truth/" if has_truth else "FSD50K.metadata/collection/collection_"
     clips = []
@@ -101,31 +92,19 @@ def read_fsd50k(root: Root) -> Manifest:
 
 
 def read_shards(root: Root) -> Manifest:
-    """WebDataset shards: a folder of them, or a single one.
-
-    Each member with an audio suffix is a clip; its key is the name before that suffix, including any dots. The labels
-    come from the `.json` (labels or label), `.cls` or `.txt` of that key; the split from that `.json`, a folder
-    (`train/000.tar`) or the name of the shard (`train-000.tar`).
-    """
+    """WebDataset shards: a folder of them, or a single one."""
     root, shards = root.members(".tar")
     return read_from(root, (clip for shard in shards for clip in _shard_clips(root, shard)), "not inside a shard")
 
 
 def read_parquet(root: Root) -> Manifest:
-    """Parquet files with audio bytes: a folder of them, or a single one.
-
-    Labels: column `labels` or `label` (list, text, or class numbers that the Hugging Face schema names).
-    Split: column `split`, a folder, or the name of the file. Column `offset_seconds` is optional.
-    """
+    """Parquet files with audio bytes: a folder of them, or a single one."""
     root, files = root.members(".parquet")
     return read_from(root, (clip for file in files for clip in _parquet_clips(root, file)), "not inside a Parquet file")
 
 
 def read_folder(root: Root) -> Manifest:
-    """A Hugging Face audio folder: each metadata file names files relative to its own folder.
-
-    Split: column `split`; else a folder named like a split, if every clip without that column is in one; else train.
-    """
+    """A Hugging Face audio folder: each metadata file names files relative to its own folder."""
     tables = [
         path
         for path in root.files(suffixes=[".csv", ".jsonl"])
@@ -220,11 +199,20 @@ def _shard_clips(root: Root, shard: str) -> Iterator[Clip]:
     uri = root.uri(shard)
     try:
         members = tar_members(uri)
-        texts = _label_texts(root, shard, members)
+        with root.filesystem.open_input_file(f"{root.path}/{shard}") as file:
+            texts = {
+                name: file.read_at(member.size, member.start)
+                for name, member in members.items()
+                if name.lower().endswith(_LABEL_SUFFIXES) and member.size <= _LARGEST_LABEL_FILE
+            }
     except ClipError as error:
         raise ManifestError(str(error)) from error
     except (OSError, OverflowError, tarfile.TarError) as error:
         raise ManifestError(f"{uri}: is not a readable tar archive ({error})") from error
+    label_files = {}
+    for name in sorted(texts):  # of a.JSON and a.json, the latter counts
+        stem, suffix = posixpath.splitext(name)
+        label_files[stem + suffix.lower()] = name
     keys: set[str] = set()
     used: set[str] = set()
     for name in members:
@@ -232,56 +220,51 @@ def _shard_clips(root: Root, shard: str) -> Iterator[Clip]:
         if _is_hidden_member(name) or suffix.lower() not in AUDIO_SUFFIXES or key in keys:
             continue
         keys.add(key)
-        row, label_file = _sample_row(key, texts, f"{uri}#{key}")
+        where = f"{uri}#{key}"
+        label_file = _label_file(key, label_files)
         used |= {name, label_file}
+        row = _label_row(label_file, texts[label_file], where) if label_file else {}
         split = str(row.get("split") or split_of_shard(shard))
-        offset = parse_offset(row.get("offset_seconds"), f"{uri}#{key}")
+        offset = parse_offset(row.get("offset_seconds"), where)
         yield Clip(f"{shard}#{name}", f"{uri}#{name}", split_labels(_label_cell(row)), split, offset)
     for name in members:
         if name not in used:
-            root.skipped.add(_reason_for_member(name, keys), f"{shard}#{name}")
-
-
-def _label_texts(root: Root, shard: str, members: dict[str, Member]) -> dict[str, bytes]:
-    with root.filesystem.open_input_file(f"{root.path}/{shard}") as file:
-        return {
-            name: file.read_at(member.size, member.start)
-            for name, member in members.items()
-            if name.lower().endswith(_LABEL_SUFFIXES) and member.size <= _LARGEST_LABEL_FILE
-        }
+            too_large = members[name].size > _LARGEST_LABEL_FILE
+            root.skipped.add(_reason_for_member(name, keys, too_large), f"{shard}#{name}")
 
 
 def _is_hidden_member(name: str) -> bool:
     return posixpath.basename(name).startswith(".")
 
 
-def _reason_for_member(name: str, keys: set[str]) -> str:
+def _reason_for_member(name: str, keys: set[str], too_large: bool) -> str:
     if _is_hidden_member(name):
         return "hidden: a name in its path begins with a dot"
     stem, suffix = posixpath.splitext(name)
     if suffix.lower() in AUDIO_SUFFIXES:
         return "another sound has the same key"
     if suffix.lower() in _LABEL_SUFFIXES:
+        if too_large:
+            return f"a label file can have {_LARGEST_LABEL_FILE} bytes"
         return "its clip has another label file, which is used" if stem in keys else "no sound has the same key"
     return f"suffix {suffix or 'missing'} is not read"
 
 
-def _sample_row(key: str, texts: dict[str, bytes], where: str) -> tuple[dict[str, Any], str]:
-    """The content of a clip's label file, and the name of that file; {} and "" if there is none.
+def _label_file(key: str, label_files: dict[str, str]) -> str:
+    """The name of a clip's label file; empty if there is none. The keys of `label_files` have lowercase suffixes.
 
     WebDataset's own keys end at the first dot (`a.left.wav` belongs to `a.json`): such a file is used only if there is
     none with the full key.
     """
     folder, base = posixpath.split(key)
-    for stem in dict.fromkeys((key, posixpath.join(folder, base.partition(".")[0]))):
-        for suffix in _LABEL_SUFFIXES:
-            name = next((n for n in (stem + suffix, stem + suffix.upper()) if n in texts), None)
-            if name is not None:
-                return _parsed(texts[name], suffix, where), name
-    return {}, ""
+    stems = (key, posixpath.join(folder, base.partition(".")[0]))
+    candidates = (stem + suffix for stem in stems for suffix in _LABEL_SUFFIXES)
+    return next((label_files[name] for name in candidates if name in label_files), "")
 
 
-def _parsed(text: bytes, suffix: str, where: str) -> dict[str, Any]:
+def _label_row(name: str, text: bytes, where: str) -> dict[str, Any]:
+    """The content of a label file."""
+    suffix = posixpath.splitext(name)[1].lower()
     try:
         if suffix == ".json":
             row = parse_json(text)
@@ -336,7 +319,7 @@ def clips_of_rows(file: str, uri: str, schema: pa.Schema, rows: list[dict[str, A
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 

@@ -1,14 +1,4 @@
-"""Readers of the plain data-set layouts, and the one entry to all of them.
-
-    scenes     synthetic scenes, as `augment.synthetic.scenes.write_scenes` writes them
-    directory  one folder per class, or folders `train` and `test` that contain these
-    table      CSV or Parquet with the columns uri, labels (separated by ';'), split and optionally offset_seconds
-    esc50      ESC-50 and ESC-10: meta/esc50.csv and audio/; the split is the fold
-    urbansound8k  UrbanSound8K: metadata/UrbanSound8K.csv and audio/fold1 … fold10; the split is the fold
-
-The formats audioset, fsd50k, shards, parquet and folder are read by `tasks.datasets.public`, huggingface (written by
-`save_to_disk`) by `tasks.datasets.huggingface`, and clips (listed in Python) by `tasks.datasets.python_clips`.
-"""
+"""Readers of the plain data-set layouts, and the one entry to the readers of all formats (docs/data.md)."""
 
 import hashlib
 from collections import defaultdict
@@ -22,15 +12,7 @@ from sepscene.augment.locations import exact_seconds
 from sepscene.models.spelling import unknown
 from sepscene.tasks.datasets.huggingface import read_huggingface
 from sepscene.tasks.datasets.labels import SPLIT_NAMES, ManifestError, parse_offset, split_labels
-from sepscene.tasks.datasets.manifest import (
-    CLIP_COLUMNS,
-    ONE_CLASS,
-    Clip,
-    Manifest,
-    check_splits,
-    make_manifest,
-    read_from,
-)
+from sepscene.tasks.datasets.manifest import CLIP_COLUMNS, Clip, Manifest, check_splits, make_manifest, read_from
 from sepscene.tasks.datasets.public import read_audioset, read_folder, read_fsd50k, read_parquet, read_shards
 from sepscene.tasks.datasets.python_clips import read_clips
 from sepscene.tasks.datasets.root import Root
@@ -46,7 +28,7 @@ def read_manifest(format: str, root: str, survey: bool = False) -> Manifest:
     """Read the manifest of a data set.
 
     Args:
-        format: one of the layouts above, as `data.format` of an experiment names it.
+        format: as `data.format` of an experiment names it.
         root: its folder or URI; for `table` the file itself, or a folder with manifest.csv or manifest.parquet.
         survey: list all files below the root, even if the format does not need it, to report what is left out.
 
@@ -184,19 +166,19 @@ def _read_directory(root: Root) -> Manifest:
         parts = path.split("/")
         folders = parts[1:-1] if with_splits else parts[:-1]
         clips.append(Clip(path, uri, tuple(folders[:1]), parts[0] if with_splits else ""))
-    notes = _one_class(clips, depth=2 if with_splits else 1)
+    notes = _too_high(clips, depth=2 if with_splits else 1)
     clips_with_split = clips if with_splits else _with_drawn_splits(clips)
     return read_from(root, clips_with_split, "not inside a folder of a split", notes=notes)
 
 
-def _one_class(clips: list[Clip], depth: int) -> list[str]:
-    """A note if all clips have the same class, which cannot be used to evaluate an encoder."""
+def _too_high(clips: list[Clip], depth: int) -> list[str]:
+    """A note if all clips have the same class, and its folder contains folders."""
     classes = {label for clip in clips for label in clip.labels}
-    if len(classes) != 1:
+    below = sorted({clip.clip_id.split("/")[depth] for clip in clips if clip.clip_id.count("/") > depth})
+    if len(classes) != 1 or not below:
         return []
-    below = {clip.clip_id.split("/")[depth] for clip in clips if clip.clip_id.count("/") > depth}
-    hint = f"its folder contains folders ({', '.join(sorted(below)[:3])}); is the root one level too high?"
-    return [f"{ONE_CLASS}, {min(classes)!r}: {hint}"] if below else []
+    note = f"all clips are of class {min(classes)!r}, and its folder contains folders ({', '.join(below[:3])})"
+    return [f"{note}; is the root one level too high?"]
 
 
 def _with_drawn_splits(clips: list[Clip]) -> Iterator[Clip]:

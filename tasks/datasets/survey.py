@@ -1,6 +1,5 @@
 """Files that a reader has left out, by reason: files found = files used + files skipped."""
 
-from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 NOT_UTF8 = "its name is not UTF-8: rename it"
@@ -24,25 +23,22 @@ class LeftOut:
     """Counts what is left out while a data set is read."""
 
     def __init__(self) -> None:
-        self._counts = Counter[str]()
-        self._names = defaultdict[str, list[str]](list)
+        self._found: dict[str, Skipped] = {}
 
     def add(self, reason: str, name: str) -> None:
         """Count one more file or member."""
-        self._counts[reason] += 1
-        if self._counts[reason] <= _EXAMPLES:
-            self._names[reason].append(name)
+        self.merge(Skipped(reason, 1, (name,)))
 
     def merge(self, entry: Skipped) -> None:
         """Add the files that another count has for one reason."""
-        self._counts[entry.reason] += entry.count
-        self._names[entry.reason] += entry.examples
+        known = self._found.get(entry.reason, Skipped(entry.reason, 0, ()))
+        examples = (*known.examples, *entry.examples)[:_EXAMPLES]
+        self._found[entry.reason] = Skipped(entry.reason, known.count + entry.count, examples)
 
     def count(self, reason: str) -> int:
         """How many were left out for this reason."""
-        return self._counts[reason]
+        return self._found[reason].count if reason in self._found else 0
 
     def entries(self) -> tuple[Skipped, ...]:
         """All reasons, the most frequent first."""
-        found = [Skipped(reason, count, tuple(self._names[reason])) for reason, count in self._counts.items()]
-        return tuple(sorted(found, key=lambda entry: (-entry.count, entry.reason)))
+        return tuple(sorted(self._found.values(), key=lambda entry: (-entry.count, entry.reason)))

@@ -61,7 +61,7 @@ def score_separation(
         with torch.inference_mode():
             estimate_BST = separate(reference_BRT.sum(dim=1)).float().cpu()
             improvement.append(float(mixture_improvement(reference_BRT, estimate_BST)))
-            loss.append(float(mixit_loss(reference_BRT, estimate_BST).loss))
+            loss.append(float(mixit_loss(reference_BRT, estimate_BST).loss_B.mean()))
             with_sources += _on_known_sources(separate, clips[first][0], reference_BRT[:, 0])
     return SeparatorScores(np.array(improvement), np.array(loss), np.array(with_sources))
 

@@ -11,14 +11,12 @@ loss, so nothing of size N^2 is kept and nothing is computed twice.
 Legend: n local rows, N global rows, D features of h, H hidden units of the head, i x j one tile.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from sepscene.models.encoders.heads import CoincidenceHead
+from sepscene.tasks.losses.nt_xent import ScalarLoss, need_gradients
 
 # Size of the hidden activations of one tile: fits the cache of a CPU; large enough to keep a GPU busy.
 TILE_BYTES = {"cpu": 2 * 2**20, "cuda": 256 * 2**20}
@@ -49,7 +47,7 @@ def coincidence_loss(
     tile = tile_bytes or TILE_BYTES.get(h_m_nD.device.type, TILE_BYTES["cuda"])
     u_nH, v_NH = split_first_layer(head, h_m_nD, global_c_ND)
     weights = (1 / max(1, total), 1 / max(1, total * (total - 1)))
-    return _PairLoss.apply(u_nH, v_NH, head.last.weight[0], head.last.bias, start, weights, tile)
+    return _pair_loss(u_nH, v_NH, head.last.weight[0], head.last.bias, start, weights, tile)
 
 
 def split_first_layer(head: CoincidenceHead, h_m_nD: Tensor, h_c_ND: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,41 +56,25 @@ def split_first_layer(head: CoincidenceHead, h_m_nD: Tensor, h_c_ND: Tensor) -> 
     return functional.linear(h_m_nD, weight_a), functional.linear(h_c_ND, weight_b, head.first.bias)
 
 
-class _PairLoss(torch.autograd.Function):
+def _pair_loss(
+    u: Tensor, v: Tensor, w: Tensor, c: Tensor, start: int, weights: tuple[float, float], tile: int
+) -> Tensor:
     """Weighted sum of softplus(-logit) over the positives and softplus(logit) over the negatives of the rows u.
 
-    logit_ij = relu(u_i + v_j) . w + c; the positive of row i is column start + i. The result is a scalar,
-    so the forward pass can compute its gradients; the backward pass only scales them.
+    logit_ij = relu(u_i + v_j) . w + c; the positive of row i is column start + i.
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        u: Tensor,
-        v: Tensor,
-        w: Tensor,
-        c: Tensor,
-        start: int,
-        weights: tuple[float, float],
-        tile: int,
-    ) -> Tensor:
-        gradients = [torch.zeros_like(x) for x in (u, v, w, c)]
-        needs_gradients = any(ctx.needs_input_grad)
-        loss = u.new_zeros(())
-        side = max(1, int((tile / (u.shape[1] * u.element_size())) ** 0.5))
+    gradients = [torch.zeros_like(x) for x in (u, v, w, c)]
+    needed = need_gradients(u, v, w, c)
+    loss = u.new_zeros(())
+    side = max(1, int((tile / (u.shape[1] * u.element_size())) ** 0.5))
+    with torch.no_grad():
         for i in range(0, u.shape[0], side):
             rows = slice(i, i + side)
             for j in range(0, v.shape[0], side):
                 columns = slice(j, j + side)
-                d_tile = (gradients[0][rows], gradients[1][columns], *gradients[2:]) if needs_gradients else None
+                d_tile = (gradients[0][rows], gradients[1][columns], *gradients[2:]) if needed else None
                 loss += _tile_loss(u[rows], v[columns], w, c, start + i - j, weights, d_tile)
-        ctx.save_for_backward(*gradients)
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return *(gradients[0] * saved for saved in ctx.saved_tensors), None, None, None
+    return ScalarLoss.apply(loss, gradients, u, v, w, c)
 
 
 def _tile_loss(

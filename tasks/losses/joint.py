@@ -69,36 +69,24 @@ class JointObjective(nn.Module):
         """The head of the coincidence term; None without such a term."""
         return next((term.head for term in self._terms.values() if isinstance(term, Coincidence)), None)
 
-    def forward(
-        self,
-        logmel_1_nLF: Tensor,
-        logmel_2_nLF: Tensor,
-        *,
-        weights: Mapping[str, float] | None = None,
-    ) -> JointLoss:
+    def forward(self, *views_nLF: Tensor, weights: Mapping[str, float] | None = None) -> JointLoss:
         """The loss of this worker's pairs against the global batch. Collective: all workers call it each step.
 
         Args:
-            logmel_1_nLF, logmel_2_nLF: both views of the local pairs; n can differ between workers and can be 0.
+            views_nLF: log-mels of both views of the local pairs; n can differ between workers and can be 0.
             weights: of the terms at this step, by name (the caller applies warm-up); 1 for terms that are not named.
 
         Raises:
             ValueError: the numbers of first and second views differ.
         """
-        return self.loss(*self.encode(logmel_1_nLF, logmel_2_nLF), weights=weights)
+        return self.loss(*self.encode(*views_nLF), weights=weights)
 
     def encode(self, *views_BLF: Tensor) -> tuple[Tensor, ...]:
         """h_BD of each view, all computed as one batch."""
         h_BD = _at_least_float32(self.trunk(torch.cat(views_BLF)))
         return h_BD.split([len(view) for view in views_BLF])
 
-    def loss(
-        self,
-        h_1_nD: Tensor,
-        h_2_nD: Tensor,
-        *,
-        weights: Mapping[str, float] | None = None,
-    ) -> JointLoss:
+    def loss(self, h_1_nD: Tensor, h_2_nD: Tensor, *, weights: Mapping[str, float] | None = None) -> JointLoss:
         """The loss from representations; arguments and errors as for `forward`."""
         if len(h_1_nD) != len(h_2_nD):
             raise ValueError(

@@ -27,23 +27,21 @@ class MixitResult:
     """The result of MixIT for a batch.
 
     Attributes:
-        loss: scalar, the mean of `loss_B`, in dB of squared samples; differentiable.
+        loss_B: the loss of each mixture of mixtures, in dB of squared samples; differentiable.
         mixed_BRT: the channels remixed by the best assignment; differentiable.
         mix_matrix_BRS: that assignment, one 1 in each column.
-        loss_B: the loss of each mixture of mixtures.
     """
 
-    loss: Tensor
+    loss_B: Tensor
     mixed_BRT: Tensor
     mix_matrix_BRS: Tensor
-    loss_B: Tensor
 
 
 def mixit_loss(reference_BRT: Tensor, estimate_BST: Tensor) -> MixitResult:
     """The mixture-invariant training loss (docs/paper.md, "Training").
 
     Per reference 10 log10(|y - y'|^2 + 10^-3 |y|^2 + 1e-8), sums over time; mean over references; minimum
-    over all R^S assignments of channels to references (a reference can get none); mean over the batch.
+    over all R^S assignments of channels to references (a reference can get none).
 
     The assignment is found from inner products in float64, so only the chosen remix is computed.
 
@@ -64,7 +62,7 @@ def mixit_loss(reference_BRT: Tensor, estimate_BST: Tensor) -> MixitResult:
     mixed_BRT = mix_BRS @ estimate_BST
     error_BR = (reference_BRT - mixed_BRT).square().sum(-1)
     loss_B = _decibel(error_BR, reference_BRT.square().sum(-1)).mean(-1)
-    return MixitResult(loss_B.mean(), mixed_BRT, mix_BRS, loss_B)
+    return MixitResult(loss_B, mixed_BRT, mix_BRS)
 
 
 def supervised_loss(source_BKT: Tensor, estimate_BST: Tensor) -> Tensor:

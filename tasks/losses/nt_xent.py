@@ -9,6 +9,7 @@ its loss, so nothing of size n x N is kept and nothing is computed twice.
 Legend: n local pairs, N global pairs, D features of z, b rows of a block.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def nt_xent(
     scale = torch.as_tensor(1 / temperature, dtype=rows.dtype, device=rows.device)
     block_bytes = block_bytes or BLOCK_BYTES.get(rows.device.type, BLOCK_BYTES["cuda"])
     block = max(1, block_bytes // max(1, columns.shape[0] * rows.element_size()))
-    return _SumOfCrossEntropies.apply(rows, columns, scale, itself, positive, block) / max(1, 2 * total)
+    return _cross_entropies(rows, columns, scale, itself, positive, block) / max(1, 2 * total)
 
 
 def unit_rows(z_ND: Tensor) -> Tensor:
@@ -66,27 +67,42 @@ def unit_rows(z_ND: Tensor) -> Tensor:
     return torch.where(length_N1 > 1e-8, z_ND / length_N1.clamp_min(1e-8), 0)
 
 
-class _SumOfCrossEntropies(torch.autograd.Function):
-    """sum_i of logsumexp over v != itself_i of scale * <row_i, column_v>, minus the positive's logit.
-
-    The result is a scalar, so the forward pass can compute its gradients; the backward pass only scales them.
-    """
+class ScalarLoss(torch.autograd.Function):
+    """A scalar whose gradients were computed together with it, so that the backward pass only scales them."""
 
     @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, itself: Tensor, positive: Tensor, block: int
-    ) -> Tensor:
-        loss = rows.new_zeros(())
-        needs_gradients = any(ctx.needs_input_grad[:3])
-        d_rows = torch.zeros_like(rows)
-        d_columns = torch.zeros_like(columns)
-        d_scale = torch.zeros_like(scale)
+    def forward(ctx: Any, loss: Tensor, gradients: Sequence[Tensor], *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of the inputs."""
+        return None, None, *(gradients[0] * saved for saved in ctx.saved_tensors)
+
+
+def need_gradients(*inputs: Tensor) -> bool:
+    """Whether any of these inputs of a loss needs a gradient."""
+    return torch.is_grad_enabled() and any(each.requires_grad for each in inputs)
+
+
+def _cross_entropies(
+    rows: Tensor, columns: Tensor, scale: Tensor, itself: Tensor, positive: Tensor, block: int
+) -> Tensor:
+    """sum_i of logsumexp over v != itself_i of scale * <row_i, column_v>, minus the positive's logit."""
+    needed = need_gradients(rows, columns, scale)
+    loss = rows.new_zeros(())
+    d_rows = torch.zeros_like(rows)
+    d_columns = torch.zeros_like(columns)
+    d_scale = torch.zeros_like(scale)
+    with torch.no_grad():
         for b in (slice(i, i + block) for i in range(0, rows.shape[0], block)):
             logits = rows[b] @ columns.T
             logits.mul_(scale).scatter_(1, itself[b, None], float("-inf"))
             normaliser = logits.logsumexp(1, keepdim=True)
             loss += (normaliser - logits.gather(1, positive[b, None])).sum()
-            if not needs_gradients:
+            if not needed:
                 continue
             # d loss / d logits = softmax - one-hot of the positive, in place.
             slope = logits.sub_(normaliser).exp_()
@@ -95,10 +111,4 @@ class _SumOfCrossEntropies(torch.autograd.Function):
             d_scale += (pull * rows[b]).sum()
             d_rows[b] = pull.mul_(scale)
             d_columns.addmm_(slope.T, rows[b] * scale)
-        ctx.save_for_backward(d_rows, d_columns, d_scale)
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return *(gradients[0] * saved for saved in ctx.saved_tensors), None, None, None
+    return ScalarLoss.apply(loss, (d_rows, d_columns, d_scale), rows, columns, scale)

@@ -144,8 +144,7 @@ class Vicreg(SimilarityTerm):
     def share(
         self, h_1_nD: Tensor, h_2_nD: Tensor, local: Sequence[Tensor], gathered: Sequence[Tensor], start: int
     ) -> Tensor:
-        weights = {name: getattr(self.config, name) for name in ("invariance", "variance", "covariance")}
-        return vicreg(local[0], local[1], gathered[0], gathered[1], **weights)
+        return vicreg(local, gathered, self.config)
 
 
 class Coincidence(Term):

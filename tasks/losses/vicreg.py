@@ -11,45 +11,38 @@ framework does not use VICReg.
 Legend: n local pairs, N global pairs, D features of z.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.nn import functional
+
+from sepscene.tasks.losses.settings import VicregSettings
 
 TINY_VARIANCE = 1e-4
 """Keeps the gradient of the square root finite if a feature is constant (the authors' value)."""
 
 
-def vicreg(
-    z_1_nD: Tensor,
-    z_2_nD: Tensor,
-    global_1_ND: Tensor | None = None,
-    global_2_ND: Tensor | None = None,
-    *,
-    invariance: float = 25.0,
-    variance: float = 25.0,
-    covariance: float = 1.0,
-) -> Tensor:
+def vicreg(local: Sequence[Tensor], gathered: Sequence[Tensor], weights: VicregSettings) -> Tensor:
     """This worker's share of the loss: the shares of all workers sum to VICReg over the global batch.
 
     The terms over the global batch are divided in proportion to the number of local pairs: a worker without pairs
     contributes nothing, and the sum of all gradients is exact.
 
     Args:
-        z_1_nD, z_2_nD: both views of the local pairs, not normalised; n can be 0.
-        global_1_ND, global_2_ND: the views of all workers (`gather_rows`). None: the local ones, for a single worker.
-        invariance, variance, covariance: weights of the three terms.
+        local: z_1_nD and z_2_nD, both views of the local pairs, not normalised; n can be 0.
+        gathered: z_1_ND and z_2_ND, the views of all workers (`gather_rows`).
+        weights: of the three terms.
 
     Returns:
         Scalar. With fewer than two global pairs there is no variance, and only the first term is computed.
     """
-    global_1_ND = z_1_nD if global_1_ND is None else global_1_ND
-    global_2_ND = z_2_nD if global_2_ND is None else global_2_ND
-    total, features = global_1_ND.shape
-    share = invariance * (z_1_nD - z_2_nD).square().sum() / max(1, total * features)
+    total, features = gathered[0].shape
+    share = weights.invariance * (local[0] - local[1]).square().sum() / max(1, total * features)
     if total < 2:
-        return share + 0.0 * (global_1_ND.sum() + global_2_ND.sum())
-    spread = _variance_term(global_1_ND) + _variance_term(global_2_ND)
-    redundancy = _covariance_term(global_1_ND) + _covariance_term(global_2_ND)
-    return share + len(z_1_nD) / total * (variance / 2 * spread + covariance * redundancy)
+        return share + 0.0 * (gathered[0].sum() + gathered[1].sum())
+    spread = _variance_term(gathered[0]) + _variance_term(gathered[1])
+    redundancy = _covariance_term(gathered[0]) + _covariance_term(gathered[1])
+    return share + len(local[0]) / total * (weights.variance / 2 * spread + weights.covariance * redundancy)
 
 
 def _variance_term(z_ND: Tensor) -> Tensor:

@@ -89,6 +89,19 @@ def test_a_malformed_vocabulary_is_refused(text: str, message: str, tmp_path: Pa
         read_task(f"hear:{write(tmp_path, files | {'labelvocabulary.csv': text})}")
 
 
+def test_malformed_files_of_hear_are_refused(tmp_path: Path) -> None:
+    def refused(message: str, kind: str, entry: object, **about: object) -> None:
+        files = hear(kind, "trainvaltest", {split: {"a.wav": entry} for split in ("train", "valid", "test")})
+        files["task_metadata.json"] = json.dumps(json.loads(files["task_metadata.json"]) | about)
+        with pytest.raises(ManifestError, match=message):
+            read_task(f"hear:{write(tmp_path, files)}")
+
+    refused(r"task_metadata\.json: .*embedding_type: Input should be 'scene' or 'event'", "tag", ["dog"])
+    refused(r"task_metadata\.json: .*split_mode: ", "scene", ["dog"], split_mode=None)
+    refused(r"test\.json: .*a\.wav: Input should be a valid tuple", "scene", "dog")
+    refused(r"test\.json: .*a\.wav\.0\.end: Field required", "event", [{"label": "dog", "start": 0}])
+
+
 def test_a_labelled_folder_tests_a_fifth_of_each_class(tmp_path: Path) -> None:
     files = {f"{label}/{n}.wav": "" for label in ("dog", "cat") for n in range(10)}
     task = read_task(f"directory:{write(tmp_path, files)}")

@@ -184,8 +184,10 @@ class TestNoLabel:
         assert class_labels([0, 1, None], names, "here") == names
         assert class_labels("1" * 5000, names, "here") == ("1" * 5000,), "too long for a number"
         assert class_labels(3, (), "here") == ("3",) and class_labels("owl", names, "here") == ("owl",)
-        with pytest.raises(ManifestError, match="label 2 has no name; the schema names 2"):
-            class_labels(2, names, "here")
+        assert class_labels([-1, "-1", -2], (), "here") == ("-2",)
+        for number in (2, -2):
+            with pytest.raises(ManifestError, match=f"label {number} has no name; the schema names 2"):
+                class_labels(number, names, "here")
 
     def test_minus_one_of_hugging_face(self, tmp_path: Path) -> None:
         features = {"audio": {"_type": "Audio"}, "label": {"names": ["dog", "cat"], "_type": "ClassLabel"}}

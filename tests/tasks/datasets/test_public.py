@@ -188,6 +188,13 @@ class TestShards:
             read = read_clip(clip["uri"], AudioFormat(clip_seconds=1), clip["offset_seconds"])
             assert np.flatnonzero(read)[-1] == samples - 1
 
+    def test_label_files_are_found_in_any_case_and_too_large_ones_are_reported(self, tmp_path: Path) -> None:
+        members = {"a.wav": wav(), "a.Json": b'{"label": "dog"}', "b.wav": wav(), "b.TXT": b"owl"}
+        tar(tmp_path / "x.tar", members | {"c.wav": wav(), "c.txt": b" " * (1 << 20) + b"cat"})
+        manifest = read_manifest("shards", str(tmp_path))
+        assert [labels for _, labels, _ in rows(manifest)] == [["dog"], ["owl"], []]
+        assert [str(entry) for entry in manifest.skipped] == ["1 (a label file can have 1048576 bytes): x.tar#c.txt"]
+
     def test_a_single_shard(self, tmp_path: Path) -> None:
         tar(tmp_path / "x.tar", {"a.wav": wav()})
         manifest = read_manifest("shards", f"{tmp_path}/x.tar")
@@ -245,6 +252,11 @@ class TestShards:
 
 
 class TestParquet:
+    def test_texts_of_a_pandas_categorical_are_not_numbers(self, tmp_path: Path) -> None:
+        labels = pa.array(["01", "1", "01"]).dictionary_encode()
+        pq.write_table(pa.table({"audio": [wav()] * 3, "label": labels}), tmp_path / "a.parquet")
+        assert read_manifest("parquet", str(tmp_path)).classes == ("01", "1")
+
     def test_hugging_face_class_labels(self, tmp_path: Path) -> None:
         features = {"audio": {"_type": "Audio"}, "label": {"names": ["dog", "cat"], "_type": "ClassLabel"}}
         schema = pa.schema(
