@@ -9,6 +9,7 @@ S channels.
 import json
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import ray.train.torch
 import torch
 from torch import Tensor, nn
 
-from sepscene.augment.draws import Schedule
 from sepscene.augment.views import from_pcm
 from sepscene.models.card import ProcessorName
 from sepscene.models.files import replace_folder
@@ -31,8 +31,8 @@ from sepscene.orchestration.records.run_folder import RunFolder, StageFolder
 from sepscene.orchestration.training.health import Quarantine, fatal_when_out_of_memory
 from sepscene.orchestration.training.hooks import Batch, Hook, Step, Worker, consume_rows, run_steps, usable_rows
 from sepscene.orchestration.training.saving import Reporting, Saving
-from sepscene.orchestration.training.stage import Stage
-from sepscene.orchestration.training.stream import execution_options, segment_stream
+from sepscene.orchestration.training.stage import RayStage
+from sepscene.orchestration.training.stream import segment_stream
 from sepscene.tasks.datasets.readers import Manifest
 from sepscene.tasks.distributed.gather import rank, sum_over_workers, world_size
 from sepscene.tasks.evaluation.separation_scores import score_separation
@@ -200,14 +200,12 @@ class MixtureRate(Hook):
         step.metrics["mixtures_per_second"] = self.batch_mixtures / step.seconds
 
 
-def separator_worker(settings: dict[str, Any]) -> None:
+def separator_worker(
+    experiment: Experiment, clips: int, rows: int, folder: StageFolder, held_out: list[tuple[str, float]]
+) -> None:
     """The training function of each Ray Train worker: train on its part of the stream, with all hooks."""
-    experiment = Experiment.model_validate(settings["experiment"])
-    folder: StageFolder = settings["folder"]
     separator = experiment.separator
-    if folder.fatal.exists():
-        return  # an earlier worker group reported a fatal condition
-    worker = SeparatorTrainer(experiment, settings["rows"], ray.train.torch.get_device(), resume_point(folder))
+    worker = SeparatorTrainer(experiment, rows, ray.train.torch.get_device(), resume_point(folder))
     worker.model = ray.train.torch.prepare_model(worker.separator)
     local_rows = 2 * separator.batch_mixtures // world_size()
     shard = ray.train.get_dataset_shard("views")
@@ -216,8 +214,8 @@ def separator_worker(settings: dict[str, Any]) -> None:
     saving = Saving(folder, worker.state, training.checkpoint_every_steps, kept=1)
     hooks = [
         MixtureRate(separator.batch_mixtures),
-        Quarantine(worker.ledger, settings["clips"], training.quarantine_share, worker.device),
-        LadderHook(worker, folder.run.path, settings["held_out"]),
+        Quarantine(worker.ledger, clips, training.quarantine_share, worker.device),
+        LadderHook(worker, folder.run.path, held_out),
         saving,
     ]
     with fatal_when_out_of_memory(folder, MEMORY_ADVICE):
@@ -254,21 +252,8 @@ def train_separator(
     if rows == 0:  # the ladder has only the untrained checkpoint
         LadderHook(SeparatorTrainer(experiment, 0, torch.device("cpu"), None), run_dir, scored)
         return read_ladder(run_dir)
-    epochs = -(-rows // len(manifest.clips))
-    schedule = Schedule(seed=experiment.seed, clips=len(manifest.clips), epochs=epochs)
-    Stage(
-        folder=RunFolder(run_dir.resolve()).stage(STAGE),
-        worker=separator_worker,
-        settings={
-            "experiment": experiment.model_dump(mode="json"),
-            "clips": len(manifest.clips),
-            "rows": rows,
-            "held_out": scored,
-        },
-        stream=lambda ledger: segment_stream(experiment, manifest, schedule, ledger),
-        rows=rows,
-        resources=experiment.resources,
-        options=execution_options(experiment),
-        callbacks=callbacks,
-    ).run()
+    folder = RunFolder(run_dir.resolve()).stage(STAGE)
+    worker = partial(separator_worker, experiment, len(manifest), rows, folder, scored)
+    stream = partial(segment_stream, experiment, manifest)
+    RayStage(folder, rows, experiment, worker, stream, callbacks=callbacks).run()
     return read_ladder(run_dir)
