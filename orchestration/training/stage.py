@@ -148,8 +148,8 @@ class Stage(ABC):
         watchdog = Watchdog(self.folder.run.metrics, self._log_event, processes_of_run())
         thread = threading.Thread(target=fit, name=f"fit-{self.folder.name}", daemon=True)
         with checkpoint_on_signal(self.folder):
-            thread.start()
             try:
+                thread.start()  # inside, because a signal can arrive before it returns
                 # Not `thread.join`: an exception of a signal handler makes it consider the thread ended (Python 3.11).
                 while not fitted.done():
                     wait([fitted], WAKE_SECONDS)
