@@ -1,24 +1,19 @@
-"""Hooks that detect faults: unusable clips, non-finite steps, a collapse of h. Also handles out-of-memory errors.
-
-Shapes: N rows of this worker's part of a batch.
-"""
+"""Hooks that detect faults: unusable clips, non-finite steps, a collapse of h. Also handles out-of-memory errors."""
 
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-import numpy as np
 import torch
 
-from sepscene.augment.draws import FILLER
 from sepscene.models.config import first_line
 from sepscene.models.encoders.heads import CoincidenceHead
 from sepscene.orchestration.records.files import write_text_atomically
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import StageFolder
-from sepscene.orchestration.training.hooks import Batch, Hook, Step
-from sepscene.tasks.distributed.gather import gather_rows, gather_texts, rank
+from sepscene.orchestration.training.hooks import Hook, Step
+from sepscene.tasks.distributed.gather import gather_rows, rank
 from sepscene.tasks.losses.diagnostics import collapse_warning, diagnose
 from sepscene.tasks.losses.joint import JointLoss
 
@@ -33,39 +28,26 @@ _CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
 
 class Quarantine(Hook):
-    """Records unusable clips in the ledger, and stops the run when there are too many."""
+    """Stops the run when too many clips of the ledger are unusable."""
 
-    def __init__(self, ledger: Ledger, clips: int, max_share: float, device: torch.device) -> None:
+    def __init__(self, ledger: Ledger, clips: int, max_share: float) -> None:
         """Args:
         clips: number of clips of the data set.
         max_share: the share of them that can be unusable before the run stops.
-        device: where the process group communicates.
         """
         self.ledger = ledger
         self.clips = clips
         self.max_share = max_share
-        self.device = device
-        self.faults: dict[str, str] = {}
         self.empty = 0  # consecutive global batches without a usable row
 
-    def before_step(self, batch: Batch, waited_seconds: float) -> None:
-        """Collect the faults of this worker's rows."""
-        for n in np.flatnonzero((batch["row"] != FILLER) & (batch["fault"] != "")):
-            self.faults[str(batch["uri"][n])] = str(batch["fault"][n])
-
     def after_step(self, step: Step) -> None:
-        """Exchange the workers' faults, in every step with an unusable row; report the number of clips so far."""
-        self.empty = 0 if step.usable or not step.rows else self.empty + 1
-        if step.usable < step.rows:
-            self._share(step)
-        if step.reported:
-            step.metrics["quarantined"] = len(self.ledger.quarantined)
-
-    def _share(self, step: Step) -> None:
-        for faults in gather_texts(json.dumps(self.faults), self.device):
-            self.ledger.quarantined.update(json.loads(faults))
-        self.faults = {}
+        """Report the number of unusable clips so far, and check it after every step with an unusable row."""
         unusable = self.ledger.quarantined
+        self.empty = 0 if step.usable or not step.rows else self.empty + 1
+        if step.reported:
+            step.metrics["quarantined"] = len(unusable)
+        if step.usable == step.rows:
+            return
         uri, reason = next(iter(unusable.items()))
         first = f"the first: {uri}: {reason}"
         if self.empty >= EMPTY_BATCHES:

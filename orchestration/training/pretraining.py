@@ -20,7 +20,7 @@ from sepscene.orchestration.records.checkpoints import resume_point
 from sepscene.orchestration.records.run_folder import RunFolder, StageFolder
 from sepscene.orchestration.runtime.ray_compat import leaving_nodes
 from sepscene.orchestration.training.health import BadSteps, Diagnostics, Quarantine, fatal_when_out_of_memory
-from sepscene.orchestration.training.hooks import Batch, run_steps
+from sepscene.orchestration.training.hooks import Batch, Hook, run_steps
 from sepscene.orchestration.training.local_trainer import LocalReports, local_batches, trains_in_driver
 from sepscene.orchestration.training.pretrainer import Pretrainer
 from sepscene.orchestration.training.saving import Reporting, Saving
@@ -30,7 +30,7 @@ from sepscene.orchestration.training.stream import draws_of, schedule_of, servic
 from sepscene.orchestration.training.throughput import StreamBalance
 from sepscene.orchestration.training.validation import ValidationHook, validation_of
 from sepscene.tasks.datasets.readers import Manifest
-from sepscene.tasks.distributed.gather import world_size
+from sepscene.tasks.distributed.gather import rank, world_size
 
 
 def pretrain_worker(experiment: Experiment, clips: int, folder: StageFolder) -> None:
@@ -79,18 +79,20 @@ def _train(
 ) -> None:
     """Train on this worker's parts of the global batches; for `leaving` see `Saving`, for `report` see `Reporting`."""
     training = worker.experiment.training
-    saving = Saving(folder, worker.state, training.checkpoint_every_steps, training.checkpoints_kept, leaving)
-    hooks = [
+    hooks: list[Hook] = [
         StepTiming(worker.experiment, worker.device, world_size()),
         BadSteps(folder, worker.bad_rows, training.bad_steps),
-        Quarantine(worker.ledger, clips, training.quarantine_share, worker.device),
+        Quarantine(worker.ledger, clips, training.quarantine_share),
         Diagnostics(lambda: worker.result, worker.objective.coincidence_head),
         StreamBalance(worker.experiment, worker.device),
-        ValidationHook(worker.encoder, training.validation_every_steps, worker.last_step),
-        saving,
     ]
+    if rank() == 0:
+        hooks += [
+            ValidationHook(worker.encoder, training.validation_every_steps, worker.last_step),
+            Saving(folder, worker, training.checkpoint_every_steps, training.checkpoints_kept, leaving),
+        ]
     with fatal_when_out_of_memory(folder, memory_advice(worker.experiment, worker.local_rows)):
-        run_steps(worker, batches, hooks, Reporting(report), saving.pause)
+        run_steps(worker, batches, hooks, Reporting(report))
 
 
 def memory_advice(experiment: Experiment, local_rows: int) -> str:

@@ -148,7 +148,7 @@ class SeparatorTrainer(Worker):
 
 
 class LadderHook(Hook):
-    """Rank 0 evaluates and saves the weights at the steps of the ladder."""
+    """Evaluates and saves the weights at the steps of the ladder. For rank 0 only."""
 
     def __init__(self, worker: SeparatorTrainer, run_dir: Path, held_out: list[tuple[str, float]]) -> None:
         """Save the current weights if their step is one of the ladder's.
@@ -170,7 +170,7 @@ class LadderHook(Hook):
     def _keep(self, metadata: dict[str, Any]) -> None:
         worker = self.worker
         for name, step in worker.experiment.separator.ladder.steps.items():
-            if rank() == 0 and step == worker.step and name not in read_ladder(self.run_dir):
+            if step == worker.step and name not in read_ladder(self.run_dir):
                 add_to_ladder(self.run_dir, name, step, worker.separator, metadata | self._scores())
 
     def _scores(self) -> dict[str, float]:
@@ -211,15 +211,17 @@ def separator_worker(
     shard = ray.train.get_dataset_shard("views")
     batches = shard.iter_batches(batch_size=local_rows, batch_format="numpy")
     training = experiment.training
-    saving = Saving(folder, worker.state, training.checkpoint_every_steps, kept=1)
-    hooks = [
+    hooks: list[Hook] = [
         MixtureRate(separator.batch_mixtures),
-        Quarantine(worker.ledger, clips, training.quarantine_share, worker.device),
-        LadderHook(worker, folder.run.path, held_out),
-        saving,
+        Quarantine(worker.ledger, clips, training.quarantine_share),
     ]
+    if rank() == 0:
+        hooks += [
+            LadderHook(worker, folder.run.path, held_out),
+            Saving(folder, worker, training.checkpoint_every_steps, kept=1),
+        ]
     with fatal_when_out_of_memory(folder, MEMORY_ADVICE):
-        run_steps(worker, batches, hooks, Reporting(), saving.pause)
+        run_steps(worker, batches, hooks, Reporting())
 
 
 def train_separator(

@@ -44,7 +44,6 @@ from sepscene.orchestration.records.files import read_typed, write_text_atomical
 from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.training.hooks import Hook, Step
 from sepscene.tasks.datasets.readers import Manifest
-from sepscene.tasks.distributed.gather import rank
 from sepscene.tasks.evaluation.embed_sounds import embed_sounds
 
 METRIC = "validation_knn_map"
@@ -105,7 +104,7 @@ def validation_of(experiment: Experiment, manifest: Manifest, folder: StageFolde
 
 
 class ValidationHook(Hook):
-    """Passes encoders of rank 0 to the validation: writes each in a thread, then attaches it to a later report.
+    """Passes encoders to the validation: writes each in a thread, then attaches it to a later report. For rank 0 only.
 
     Ray only stores the encoder, as a bundle, and not the checkpoints from which a run continues.
     """
@@ -133,7 +132,7 @@ class ValidationHook(Hook):
         due = self.needs_report(step.number)
         if step.reported:
             self._attach(step, wait=due)
-        if due and rank() == 0 and not step.fatal:
+        if due and not step.fatal:
             self._step = step.number
             encoder = copy.deepcopy(self.encoder()).cpu()  # a copy, because training continues while it is written
             self._bundle = self._writer.submit(_write_bundle, encoder, step.number)

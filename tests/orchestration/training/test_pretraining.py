@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import write_checkpoint
 from sepscene.orchestration.records.run_folder import RunFolder, pretraining_stage
-from sepscene.orchestration.training import saving
+from sepscene.orchestration.training import pretraining, saving
 from sepscene.orchestration.training.builders import build_objective
 from sepscene.orchestration.training.health import DIAGNOSED_EVERY_STEPS, BadSteps, Diagnostics, Quarantine
 from sepscene.orchestration.training.hooks import Batch, Hook, Step, run_steps
@@ -51,7 +50,7 @@ class Recorder(Hook):
 def trained(one: Pretrainer, batches: Iterable[Batch], *hooks: Hook) -> Recorder:
     """Train on some batches with these hooks."""
     recorder = Recorder()
-    run_steps(one, batches, hooks, recorder, RLock())
+    run_steps(one, batches, hooks, recorder)
     return recorder
 
 
@@ -164,7 +163,7 @@ def test_a_batch_without_a_usable_row_changes_no_weight(nano: Experiment) -> Non
 def test_missing_data_ends_the_run_in_its_second_batch(nano: Experiment) -> None:
     one = worker(nano)
     batches = [batch(step, spoiled=tuple(range(8))) for step in range(4)]
-    recorder = trained(one, batches, Quarantine(one.ledger, CLIPS, 1.0, CPU))
+    recorder = trained(one, batches, Quarantine(one.ledger, CLIPS, 1.0))
     assert [bool(step.fatal) for step in recorder.steps] == [False, True]
     assert recorder.steps[1].fatal == "no clip of 2 consecutive batches can be used; the first: clip 0: broken"
 
@@ -172,7 +171,7 @@ def test_missing_data_ends_the_run_in_its_second_batch(nano: Experiment) -> None
 def test_too_many_unusable_clips_end_the_run_in_the_step_that_reads_them(nano: Experiment) -> None:
     one = worker(nano)
     recorder = trained(one, [batch(0, spoiled=(3,)), batch(1, spoiled=(4, 5)), batch(2)],
-                       Quarantine(one.ledger, CLIPS, 0.1, CPU))  # fmt: skip
+                       Quarantine(one.ledger, CLIPS, 0.1))  # fmt: skip
     assert one.ledger.quarantined == {"clip 3": "broken", "clip 4": "broken", "clip 5": "broken"}
     assert [step.fatal for step in recorder.steps] == [
         "", "3 of 24 clips cannot be used, more than training.quarantine_share = 0.1; the first: clip 3: broken"
@@ -226,7 +225,7 @@ def test_the_first_step_is_reported_immediately_and_later_ones_together(
     monkeypatch.setattr(saving, "REPORT_SECONDS", seconds)
     sent: list[list[int]] = []
     reporting = saving.Reporting(lambda report: sent.append([record["step"] for record in report["steps"]]))
-    run_steps(worker(nano), map(batch, range(3)), [], reporting, RLock())
+    run_steps(worker(nano), map(batch, range(3)), [], reporting)
     assert sent == reports
 
 
@@ -243,7 +242,7 @@ def test_the_report_has_the_additions_of_all_hooks_and_a_fatal_step_ends_the_loo
 
     sent: list[dict[str, Any]] = []
     hook = Ending()
-    run_steps(worker(nano), map(batch, range(3)), [hook], saving.Reporting(sent.append), RLock())
+    run_steps(worker(nano), map(batch, range(3)), [hook], saving.Reporting(sent.append))
     assert [record["added"] for report in sent for record in report["steps"]] == [1, 2]
     assert sent[-1]["fatal"] == "enough" and not hook.ended
 
@@ -258,3 +257,14 @@ def test_fillers_are_not_counted(nano: Experiment) -> None:
 def test_every_worker_starts_from_the_same_weights(nano: Experiment) -> None:
     one, other = (build_objective(nano).state_dict() for _ in range(2))
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_only_rank_0_keeps_the_metrics_of_steps_until_a_checkpoint(
+    nano: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the other ranks, no checkpoint would ever remove them."""
+    monkeypatch.setattr(pretraining, "rank", lambda: 1)
+    found: list[Hook] = []
+    monkeypatch.setattr(pretraining, "run_steps", lambda worker, batches, hooks, report: found.extend(hooks))
+    pretraining._train(worker(nano), CLIPS, RunFolder(tmp_path).stage("stage"), [], set, print)
+    assert found and not any(isinstance(hook, saving.Saving) for hook in found)
