@@ -55,8 +55,8 @@ BATCH_CLIPS = 8  # clips that are embedded at a time, to limit the memory
 class ProbeClips:
     """The labelled clips of a validation: queries, and the clips among which their neighbours are searched."""
 
-    uris: tuple[str, ...]
-    offsets: tuple[float, ...]
+    uris: list[str]
+    offsets: list[float]
     targets_NK: np.ndarray
     query_N: np.ndarray
     """bool: which clips are queries."""
@@ -70,7 +70,7 @@ def choose_probe(manifest: Manifest, count: int) -> ProbeClips:
     """
     targets_NK = manifest.targets()
     names = manifest.clips["clip_id"].to_pylist()
-    labelled = [n for n in range(len(names)) if targets_NK[n].any()]
+    labelled = np.flatnonzero(targets_NK.any(1)).tolist()
     chosen = sorted(labelled, key=lambda n: hashlib.sha256(names[n].encode()).digest())[:count]
     query_N = np.arange(len(chosen)) % QUERY_EVERY == 0
     targets_NK = targets_NK[chosen]
@@ -80,11 +80,8 @@ def choose_probe(manifest: Manifest, count: int) -> ProbeClips:
             f"validation needs labelled training clips, and a class with several: {len(labelled)} of {len(names)} "
             "clips have a label; set training.validation_every_steps to 0, or raise training.validation_clips"
         )
-    uris = manifest.clips["uri"].to_pylist()
-    offsets = manifest.clips["offset_seconds"].to_pylist()
-    return ProbeClips(
-        tuple(uris[n] for n in chosen), tuple(offsets[n] for n in chosen), targets_NK[:, known_K], query_N
-    )
+    clips = manifest.clips.select(["uri", "offset_seconds"]).take(chosen).to_pydict()
+    return ProbeClips(clips["uri"], clips["offset_seconds"], targets_NK[:, known_K], query_N)
 
 
 def validation_of(experiment: Experiment, manifest: Manifest, folder: StageFolder) -> ray.train.ValidationConfig | None:
