@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 
 from sepscene.augment.draws import FILLER
 from sepscene.augment.locations import is_temporary
+from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import TrainingState, read_checkpoint
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.tasks.distributed.gather import gather_ids, gather_texts, sum_over_workers
@@ -37,8 +38,11 @@ Batch = dict[str, np.ndarray]
 class Worker:
     """The network, optimiser and ledger of one worker. It does not need Ray."""
 
-    def __init__(self, network: nn.Module, optimizer: Optimizer, rows: int, device: torch.device) -> None:
+    def __init__(
+        self, experiment: Experiment, network: nn.Module, optimizer: Optimizer, rows: int, device: torch.device
+    ) -> None:
         """Args: rows: number of rows of the schedule."""
+        self.experiment = experiment
         self.network = network
         self.optimizer = optimizer
         self.device = device

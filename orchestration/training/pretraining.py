@@ -78,19 +78,16 @@ def _train(
     report: Callable[..., None],
 ) -> None:
     """Train on this worker's parts of the global batches; for `leaving` see `Saving`, for `report` see `Reporting`."""
-    training = worker.experiment.training
     hooks: list[Hook] = [
         StepTiming(worker.experiment, worker.device, world_size()),
-        BadSteps(folder, worker.bad_rows, training.bad_steps),
-        Quarantine(worker.ledger, clips, training.quarantine_share),
-        Diagnostics(lambda: worker.result, worker.objective.coincidence_head),
+        BadSteps(worker, folder),
+        Quarantine(worker, clips),
+        Diagnostics(worker),
         StreamBalance(worker.experiment, worker.device),
     ]
     if rank() == 0:
-        hooks += [
-            ValidationHook(worker.encoder, training.validation_every_steps, worker.last_step),
-            Saving(folder, worker, training.checkpoint_every_steps, training.checkpoints_kept, leaving),
-        ]
+        kept = worker.experiment.training.checkpoints_kept
+        hooks += [ValidationHook(worker), Saving(worker, folder, kept, leaving)]
     with fatal_when_out_of_memory(folder, memory_advice(worker.experiment, worker.local_rows)):
         run_steps(worker, batches, hooks, Reporting(report))
 

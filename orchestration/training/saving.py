@@ -35,23 +35,17 @@ class Saving(Hook):
     """
 
     def __init__(
-        self,
-        folder: StageFolder,
-        worker: Worker,
-        every: int,
-        kept: int | None,
-        leaving: Callable[[], set[str]] = leaving_nodes,
+        self, worker: Worker, folder: StageFolder, kept: int | None, leaving: Callable[[], set[str]] = leaving_nodes
     ) -> None:
         """Start the thread that waits for warnings.
 
         Args:
-            every: steps from one checkpoint to the next.
             kept: number of checkpoints to keep; None keeps all.
             leaving: returns the nodes that are being drained.
         """
-        self.folder = folder
         self.worker = worker
-        self.every = every
+        self.folder = folder
+        self.every = worker.experiment.training.checkpoint_every_steps
         self.leaving = leaving
         self.unsaved: list[dict[str, float]] = []
         self.events: list[str] = []

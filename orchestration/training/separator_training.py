@@ -84,13 +84,12 @@ class SeparatorTrainer(Worker):
         rows: of the schedule.
         checkpoint: continue from this checkpoint; None starts the training.
         """
-        self.experiment = experiment
         self.supervised = experiment.separator.objective == "supervised"
         self.samples = round(experiment.separator.segment_seconds * experiment.audio.sample_rate)
         torch.manual_seed(experiment.seed)
         self.separator = TDCNpp(experiment.separator.network).to(device)
         optimizer = torch.optim.Adam(self.separator.parameters(), lr=experiment.separator.learning_rate)
-        super().__init__(self.separator, optimizer, rows, device)
+        super().__init__(experiment, self.separator, optimizer, rows, device)
         if checkpoint is not None:
             self.restore(checkpoint)
         self.model: nn.Module = self.separator
@@ -210,15 +209,14 @@ def separator_worker(
     local_rows = 2 * separator.batch_mixtures // world_size()
     shard = ray.train.get_dataset_shard("views")
     batches = shard.iter_batches(batch_size=local_rows, batch_format="numpy")
-    training = experiment.training
     hooks: list[Hook] = [
         MixtureRate(separator.batch_mixtures),
-        Quarantine(worker.ledger, clips, training.quarantine_share),
+        Quarantine(worker, clips),
     ]
     if rank() == 0:
         hooks += [
             LadderHook(worker, folder.run.path, held_out),
-            Saving(folder, worker, training.checkpoint_every_steps, kept=1),
+            Saving(worker, folder, kept=1),
         ]
     with fatal_when_out_of_memory(folder, MEMORY_ADVICE):
         run_steps(worker, batches, hooks, Reporting())

@@ -24,7 +24,6 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +42,7 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.files import read_typed, write_text_atomically
 from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.training.hooks import Hook, Step
+from sepscene.orchestration.training.pretrainer import Pretrainer
 from sepscene.tasks.datasets.readers import Manifest
 from sepscene.tasks.evaluation.embed_sounds import embed_sounds
 
@@ -106,15 +106,11 @@ class ValidationHook(Hook):
     Ray only stores the encoder, as a bundle, and not the checkpoints from which a run continues.
     """
 
-    def __init__(self, encoder: Callable[[], Encoder], every: int, last_step: int) -> None:
-        """Args:
-        encoder: returns the current encoder.
-        every: steps from one validation to the next; 0: no validation.
-        last_step: this step is always validated, unless `every` is 0.
-        """
-        self.encoder = encoder
-        self.every = every
-        self.last_step = last_step
+    def __init__(self, worker: Pretrainer) -> None:
+        self.worker = worker
+        self.every = worker.experiment.training.validation_every_steps
+        """0: no validation."""
+        self.last_step = worker.last_step
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="validation-bundle")
         self._bundle: Future[Path] | None = None
         """The bundle of step `_step`, until it is reported."""
@@ -131,7 +127,9 @@ class ValidationHook(Hook):
             self._attach(step, wait=due)
         if due and not step.fatal:
             self._step = step.number
-            encoder = copy.deepcopy(self.encoder()).cpu()  # a copy, because training continues while it is written
+            encoder = copy.deepcopy(
+                self.worker.encoder()
+            ).cpu()  # a copy, because training continues while it is written
             self._bundle = self._writer.submit(_write_bundle, encoder, step.number)
 
     def at_end(self, last: Step) -> None:

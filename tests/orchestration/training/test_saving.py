@@ -36,7 +36,8 @@ def last_step(run_dir: Path, steps: int, refusals: int, seconds: float, monkeypa
     now = [0]
     folder = RunFolder(run_dir).stage("stage")
     worker = Mock(pause=RLock(), state=lambda: TrainingState(now[0], Ledger(100, [(0, now[0])]), {}))
-    hook = Saving(folder, worker, EVERY, kept=1)
+    worker.experiment.training.checkpoint_every_steps = EVERY
+    hook = Saving(worker, folder, kept=1)
     for number in range(1, steps + 1):
         left[0] = refusals if number == steps else 0
         now[0] = number
