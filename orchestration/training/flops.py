@@ -39,11 +39,7 @@ def separation_flops(config: TDCNppConfig, samples: int) -> int:
 
 
 def encoder_flops(experiment: Experiment) -> int:
-    """Operations of the encoder's forward pass for one patch; 3.9 GFLOP for the paper's CNN14.
-
-    Raises:
-        SepsceneError: as `models.encoders.network.settings_of`.
-    """
+    """Operations of the encoder's forward pass for one patch; 3.9 GFLOP for the paper's CNN14."""
     import torch
 
     from sepscene.models.encoders.network import build_network, network_class
@@ -71,7 +67,7 @@ def step_flops(experiment: Experiment) -> int:
     """Operations of a step over the global batch: encoder, heads and all pairs, forward and backward pass.
 
     Raises:
-        SepsceneError: as `encoder_flops`.
+        SepsceneError: as `models.encoders.network.settings_of`.
     """
     import torch
 

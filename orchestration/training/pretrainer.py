@@ -86,6 +86,7 @@ class Pretrainer(Worker):
         clips: number of training clips.
         checkpoint: continue from this checkpoint; None starts the training.
         """
+        self.clips = clips
         self.views = ViewInputs(experiment).to(device)
         start = experiment.training.start_encoder if checkpoint is None else None
         self.objective = prepared_objective(experiment, device, start)

@@ -42,7 +42,7 @@ def pretrain_worker(experiment: Experiment, clips: int, folder: StageFolder) -> 
         worker.model = ray.train.torch.prepare_model(worker.objective, parallel_strategy_kwargs=one_copy)
     shard = ray.train.get_dataset_shard("views")
     batches = shard.iter_batches(batch_size=worker.local_rows, batch_format="numpy")
-    _train(worker, clips, folder, batches, leaving_nodes, ray.train.report)
+    _train(worker, folder, batches, leaving_nodes, ray.train.report)
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,12 @@ class LocalStage(Stage):
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # of this thread, as in a worker
         draws = draws_of(self.experiment, self.manifest, self.ledger())
         batches = local_batches(draws, self.make(), self.experiment.training, stop)
-        clips = len(self.manifest)
-        worker = Pretrainer(self.experiment, clips, torch.device("cpu"), resume_point(self.folder))
-        _train(worker, clips, self.folder, batches, set, LocalReports(self.folder, self.validation))
+        worker = Pretrainer(self.experiment, len(self.manifest), torch.device("cpu"), resume_point(self.folder))
+        _train(worker, self.folder, batches, set, LocalReports(self.folder, self.validation))
 
 
 def _train(
     worker: Pretrainer,
-    clips: int,
     folder: StageFolder,
     batches: Iterable[Batch],
     leaving: Callable[[], set[str]],
@@ -81,7 +79,7 @@ def _train(
     hooks: list[Hook] = [
         StepTiming(worker.experiment, worker.device, world_size()),
         BadSteps(worker, folder),
-        Quarantine(worker, clips),
+        Quarantine(worker, worker.clips),
         Diagnostics(worker),
         StreamBalance(worker.experiment, worker.device),
     ]

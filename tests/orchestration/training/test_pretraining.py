@@ -266,5 +266,5 @@ def test_only_rank_0_keeps_the_metrics_of_steps_until_a_checkpoint(
     monkeypatch.setattr(pretraining, "rank", lambda: 1)
     found: list[Hook] = []
     monkeypatch.setattr(pretraining, "run_steps", lambda worker, batches, hooks, report: found.extend(hooks))
-    pretraining._train(worker(nano), CLIPS, RunFolder(tmp_path).stage("stage"), [], set, print)
+    pretraining._train(worker(nano), RunFolder(tmp_path).stage("stage"), [], set, print)
     assert found and not any(isinstance(hook, saving.Saving) for hook in found)
