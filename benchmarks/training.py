@@ -67,7 +67,7 @@ def experiment(pairs: int, workers: int) -> Experiment:
 
 
 STAGE_COLUMNS = (
-    "reading_seconds", "separation_seconds", "queued_seconds", "read_bytes", "stored", "damaged",
+    "reading_seconds", "separation_seconds", "queued_seconds", "read_bytes", "stored", "damaged", "dropped",
     "channel_1", "channel_2",
 )  # fmt: skip
 """Columns with the metrics of earlier stages, which do not exist here."""
@@ -85,7 +85,7 @@ def random_views(columns: Columns, samples: int) -> Columns:
         "view_2": noise.integers(-9000, 9000, (len(rows), samples), np.int16),
         "specaugment_u": noise.random((len(rows), 2 * SPECAUGMENT_UNIFORMS), np.float32),
         "made_at": np.full(len(rows), time.time()),
-        **{name: np.zeros(len(rows)) for name in STAGE_COLUMNS},
+        **{name: np.zeros(len(rows), bool) for name in STAGE_COLUMNS},
     }
 
 

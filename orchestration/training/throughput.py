@@ -51,8 +51,6 @@ class StreamBalance(Hook):
         self.experiment = experiment
         self.device = device
         self.live = separates_live(experiment)
-        self.separates = experiment.views.separates
-        self.stored = self.separates and experiment.store.mode != "off"
         self.elastic = self.live and experiment.resources.separation_actors_min is not None
         self.started = False
         self.last = list[dict[str, float]]()
@@ -87,25 +85,22 @@ class StreamBalance(Hook):
         """Add the costs of a batch that has arrived after this waiting time."""
         present_B = batch["row"] != FILLER
         usable_B = usable_rows(batch)
+        present = {name: batch[name][present_B] for name in ("fault", "stored", "damaged")}
         costs = {
             "waiting": waited_seconds,
             "rows": present_B.sum(),
             "usable": usable_B.sum(),
-            "separated": (usable_B & ~batch["stored"].astype(bool)).sum(),
+            "silent": (usable_B & _silent(batch, self.experiment.views.pair)).sum(),
             "reading": batch["reading_seconds"].sum(),
             "separating": batch["separation_seconds"].sum(),
             "queued": batch["queued_seconds"].sum(),
             "delivery": np.maximum(time.time() - batch["made_at"], 0).sum(),
             "read_bytes": batch["read_bytes"].sum(),
             "view_bytes": batch["view_1"].nbytes + batch["view_2"].nbytes,
+            **counts_of_block(present | {"dropped": batch["dropped"]}),
         }
-        if self.separates:
-            costs["silent"] = (usable_B & _silent(batch, self.experiment.views.pair)).sum()
         if self.elastic:
             self.actors.update(batch["made_by"].tolist())
-        if self.stored:
-            present = {name: batch[name][present_B] for name in ("fault", "stored", "damaged")}
-            costs |= counts_of_block({**present, "dropped": batch["dropped"]})
         for name, value in costs.items():
             self.sums[name] += float(value)
 
@@ -170,7 +165,7 @@ class StreamBalance(Hook):
                 "readers/busy": total["reading"] / seconds / resources.readers,
                 "readers/queue_blocks": total["queued"] / blocks,
                 "readers/bytes_per_second": total["read_bytes"] / seconds,
-                "separation/rows_per_second": total["separated"] / seconds,
+                "separation/rows_per_second": total["misses"] / seconds,
                 "separation/busy": total["separating"] / seconds / actors,
                 "separation/queue_blocks": total["delivery"] / blocks,
                 "separation/bytes_per_second": total["view_bytes"] / seconds,
@@ -183,9 +178,11 @@ class StreamBalance(Hook):
             }
         if self.elastic:
             rates["separation/actors"] = actors
-        if self.separates:
+        if self.experiment.views.separates:
             rates["views/silent_share"] = total["silent"] / max(1.0, total["usable"])
-        return rates | ({f"store/{name}": total[name] for name in STORE_COUNTS} if self.stored else {})
+            if self.experiment.store.mode != "off":
+                rates |= {f"store/{name}": total[name] for name in STORE_COUNTS}
+        return rates
 
 
 def _silent(batch: dict[str, np.ndarray], pair: str) -> np.ndarray:
