@@ -125,21 +125,15 @@ class Reporting(Hook):
         return time.monotonic() - self._sent >= REPORT_SECONDS
 
     def after_step(self, step: Step) -> None:
-        """Keep the metrics for the next report, and send it if it is due."""
-        self.unsent.append(step.metrics)
-        self._add(step)
+        """Keep metrics and events for the next report, and send it if it is due."""
+        if step.metrics:  # the last step has none
+            self.unsent.append(step.metrics)
+        self.unsent += [{"step": step.number, "event": event} for event in step.events]
         if step.reported or step.fatal:
-            self._send(step)
+            self.send({"steps": self.unsent, "fatal": step.fatal}, **step.report_options)
+            self.unsent = []
+            self._sent = time.monotonic()
 
     def at_end(self, last: Step) -> None:
         """Send the last report."""
-        self._add(last)
-        self._send(last)
-
-    def _add(self, step: Step) -> None:
-        self.unsent += [{"step": step.number, "event": event} for event in step.events]
-
-    def _send(self, step: Step) -> None:
-        self.send({"steps": self.unsent, "fatal": step.fatal}, **step.report_options)
-        self.unsent = []
-        self._sent = time.monotonic()
+        self.after_step(last)

@@ -206,14 +206,10 @@ def balance_of(records: Sequence[dict[str, Any]], stage: str) -> dict[str, float
 
 def _mean_of(found: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The means of the reported metrics, weighted by the time that each report covers."""
-    times = [float(record["balance_seconds"]) for record in found]
-    total = max(sum(times), 1e-9)
-    means = {}
-    for name in found[0]:
-        if name.startswith(_AVERAGED) and all(name in record for record in found):
-            parts = zip(found, times, strict=True)
-            means[name] = sum(float(record[name]) * seconds for record, seconds in parts) / total
-    return means
+    seconds = np.array([record["balance_seconds"] for record in found], float)
+    weights = seconds / max(seconds.sum(), 1e-9)
+    names = [name for name in found[0] if name.startswith(_AVERAGED) and all(name in record for record in found)]
+    return {name: float(weights @ np.array([record[name] for record in found], float)) for name in names}
 
 
 def waiting_share(balance: Mapping[str, float]) -> float:
