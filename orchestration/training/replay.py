@@ -77,7 +77,11 @@ def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replay
         block = make(draws({"id": part}))
         view_B2P = pcm_pair(block, "view", worker.device)
         h.append(objective.encode(*worker.views(view_B2P, block)))
-        found += _replayed(block, view_B2P, *h[-1])
+        peak_B2 = view_B2P.abs().amax(dim=2)
+        norm_B = torch.cat(h[-1], dim=1).norm(dim=1)
+        for n, row in enumerate(part.tolist()):
+            peak_1, peak_2 = peak_B2[n].tolist()
+            found.append(Replayed(row, str(block["uri"][n]), str(block["fault"][n]), peak_1, peak_2, float(norm_B[n])))
     weights = {name: term.weight for name, term in experiment.objective.used_terms.items()}
     h_1_BD, h_2_BD = (torch.cat(view) for view in zip(*h, strict=True))
     return found, float(objective.loss(h_1_BD, h_2_BD, weights=weights).parts["loss"])
@@ -85,14 +89,3 @@ def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replay
 
 def _stage_of(run_dir: Path, experiment: Experiment) -> StageFolder:
     return RunFolder(run_dir).stage(pretraining_stage(experiment.views.pair))
-
-
-def _replayed(block: dict[str, np.ndarray], view_B2P: Tensor, h_1_BD: Tensor, h_2_BD: Tensor) -> list[Replayed]:
-    norm_B = (h_1_BD.square().sum(1) + h_2_BD.square().sum(1)).sqrt()
-    peak_B2 = view_B2P.abs().amax(dim=2)
-    return [
-        Replayed(int(row), str(uri), str(fault), float(peak_2[0]), float(peak_2[1]), float(norm))
-        for row, uri, fault, peak_2, norm in zip(
-            block["row"], block["uri"], block["fault"], peak_B2, norm_B, strict=True
-        )
-    ]

@@ -1,10 +1,7 @@
 """Validation during training: how well the encoder of a step separates the classes, by a k-NN probe.
 
-Every `training.validation_every_steps` steps, and after the last one, Ray Train stores the encoder and passes it to a
-separate task (one at a time; the others queue), while training continues. The task embeds labelled clips of the
-TRAINING split, never of the test split: `training.validation_clips` of them, chosen by the hash of their names, hence
-the same for every seed, trial and restart. Every fourth clip is a query; its neighbours are among the other three
-quarters (`probes.knn_map`). The encoder is trained on these clips, as on all training clips, but without their labels.
+See docs/training.md. The labelled clips are chosen from the TRAINING split, never from the test split, by the hash of
+their names, hence the same for every seed, trial and restart.
 
 Readers of the metrics (MLflow, the report, Tune trials) can rely on this: each validation adds one record to
 RUN/metrics.jsonl,
