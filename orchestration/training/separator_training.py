@@ -209,15 +209,9 @@ def separator_worker(
     local_rows = 2 * separator.batch_mixtures // world_size()
     shard = ray.train.get_dataset_shard("views")
     batches = shard.iter_batches(batch_size=local_rows, batch_format="numpy")
-    hooks: list[Hook] = [
-        MixtureRate(separator.batch_mixtures),
-        Quarantine(worker, clips),
-    ]
+    hooks: list[Hook] = [MixtureRate(separator.batch_mixtures), Quarantine(worker, clips)]
     if rank() == 0:
-        hooks += [
-            LadderHook(worker, folder.run.path, held_out),
-            Saving(worker, folder, kept=1),
-        ]
+        hooks += [LadderHook(worker, folder.run.path, held_out), Saving(worker, folder, kept=1)]
     with fatal_when_out_of_memory(folder, MEMORY_ADVICE):
         run_steps(worker, batches, hooks, Reporting())
 
@@ -246,14 +240,14 @@ def train_separator(
             add_to_ladder(run_dir, name, 0, TDCNpp(network), {})
     if set(read_ladder(run_dir)) >= set(steps):
         return read_ladder(run_dir)
-    clips = held_out.clips.select(["uri", "offset_seconds"]).to_pylist() if held_out is not None else []
-    scored = [(clip["uri"], clip["offset_seconds"]) for clip in clips[: 2 * experiment.evaluation.separator_mixtures]]
+    clips = held_out.clips.slice(0, 2 * experiment.evaluation.separator_mixtures).to_pylist() if held_out else []
+    scored = [(clip["uri"], clip["offset_seconds"]) for clip in clips]
     rows = separator_steps(experiment) * 2 * experiment.separator.batch_mixtures
     if rows == 0:  # the ladder has only the untrained checkpoint
         LadderHook(SeparatorTrainer(experiment, 0, torch.device("cpu"), None), run_dir, scored)
-        return read_ladder(run_dir)
-    folder = RunFolder(run_dir.resolve()).stage(STAGE)
-    worker = partial(separator_worker, experiment, len(manifest), rows, folder, scored)
-    stream = partial(segment_stream, experiment, manifest)
-    RayStage(folder, rows, experiment, worker, stream, callbacks=callbacks).run()
+    else:
+        folder = RunFolder(run_dir.resolve()).stage(STAGE)
+        worker = partial(separator_worker, experiment, len(manifest), rows, folder, scored)
+        stream = partial(segment_stream, experiment, manifest)
+        RayStage(folder, rows, experiment, worker, stream, callbacks=callbacks).run()
     return read_ladder(run_dir)
