@@ -155,14 +155,13 @@ def consume_rows(ledger: Ledger, batch: Batch, device: torch.device, usable: int
     return rows
 
 
-def run_steps(worker: Worker, batches: Iterable[Batch], hooks: Sequence[Hook], report: Hook) -> None:
+def run_steps(worker: Worker, batches: Iterable[Batch], hooks: Sequence[Hook]) -> None:
     """Train on every batch of the stream, or until a hook sets `Step.fatal`. All workers call it together.
 
     Args:
         batches: this worker's parts of the global batches.
-        report: the hook that reports what the others have added to a step; it is called after them.
+        hooks: the last one reports what the others have added to a step.
     """
-    hooks = [*hooks, report]
     began = time.perf_counter()
     requested = began
     for batch in batches:

@@ -87,7 +87,7 @@ def _train(
         kept = worker.experiment.training.checkpoints_kept
         hooks += [ValidationHook(worker), Saving(worker, folder, kept, leaving)]
     with fatal_when_out_of_memory(folder, memory_advice(worker.experiment, worker.local_rows)):
-        run_steps(worker, batches, hooks, Reporting(report))
+        run_steps(worker, batches, [*hooks, Reporting(report)])
 
 
 def memory_advice(experiment: Experiment, local_rows: int) -> str:

@@ -111,7 +111,7 @@ class Saving(Hook):
 class Reporting(Hook):
     """Reports metrics and events to the driver: those of the first step immediately, then every few seconds.
 
-    It is the argument `report` of the loop, which calls it last, so that it reports the additions of all hooks.
+    It must be the last of the hooks, so that it reports the additions of all.
     """
 
     def __init__(self, send: Callable[..., None] = ray.train.report) -> None:

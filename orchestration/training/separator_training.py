@@ -213,7 +213,7 @@ def separator_worker(
     if rank() == 0:
         hooks += [LadderHook(worker, folder.run.path, held_out), Saving(worker, folder, kept=1)]
     with fatal_when_out_of_memory(folder, MEMORY_ADVICE):
-        run_steps(worker, batches, hooks, Reporting())
+        run_steps(worker, batches, [*hooks, Reporting()])
 
 
 def train_separator(

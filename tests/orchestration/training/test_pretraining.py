@@ -50,7 +50,7 @@ class Recorder(Hook):
 def trained(one: Pretrainer, batches: Iterable[Batch], *hooks: Hook) -> Recorder:
     """Train on some batches with these hooks."""
     recorder = Recorder()
-    run_steps(one, batches, hooks, recorder)
+    run_steps(one, batches, [*hooks, recorder])
     return recorder
 
 
@@ -225,7 +225,7 @@ def test_the_first_step_is_reported_immediately_and_later_ones_together(
     monkeypatch.setattr(saving, "REPORT_SECONDS", seconds)
     sent: list[list[int]] = []
     reporting = saving.Reporting(lambda report: sent.append([record["step"] for record in report["steps"]]))
-    run_steps(worker(nano), map(batch, range(3)), [], reporting)
+    run_steps(worker(nano), map(batch, range(3)), [reporting])
     assert sent == reports
 
 
@@ -242,7 +242,7 @@ def test_the_report_has_the_additions_of_all_hooks_and_a_fatal_step_ends_the_loo
 
     sent: list[dict[str, Any]] = []
     hook = Ending()
-    run_steps(worker(nano), map(batch, range(3)), [hook], saving.Reporting(sent.append))
+    run_steps(worker(nano), map(batch, range(3)), [hook, saving.Reporting(sent.append)])
     assert [record["added"] for report in sent for record in report["steps"]] == [1, 2]
     assert sent[-1]["fatal"] == "enough" and not hook.ended
 
@@ -265,6 +265,6 @@ def test_only_rank_0_keeps_the_metrics_of_steps_until_a_checkpoint(
     """On the other ranks, no checkpoint would ever remove them."""
     monkeypatch.setattr(pretraining, "rank", lambda: 1)
     found: list[Hook] = []
-    monkeypatch.setattr(pretraining, "run_steps", lambda worker, batches, hooks, report: found.extend(hooks))
+    monkeypatch.setattr(pretraining, "run_steps", lambda worker, batches, hooks: found.extend(hooks))
     pretraining._train(worker(nano), RunFolder(tmp_path).stage("stage"), [], set, print)
     assert found and not any(isinstance(hook, saving.Saving) for hook in found)
