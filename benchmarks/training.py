@@ -43,8 +43,7 @@ from sepscene.orchestration.training.builders import build_objective
 from sepscene.orchestration.training.flops import step_flops
 from sepscene.orchestration.training.pretrainer import ViewInputs, pcm_pair
 from sepscene.orchestration.training.pretraining import pretrain_worker
-from sepscene.orchestration.training.stage import Stage
-from sepscene.orchestration.training.stream import execution_options
+from sepscene.orchestration.training.stage import RayStage
 
 WARM_UP = 8
 """First steps that are not counted, because Ray is still starting processes."""
@@ -68,7 +67,7 @@ def experiment(pairs: int, workers: int) -> Experiment:
 
 
 STAGE_COLUMNS = (
-    "reading_seconds", "separation_seconds", "queued_seconds", "read_bytes", "stored", "damaged",
+    "reading_seconds", "separation_seconds", "queued_seconds", "read_bytes", "stored", "damaged", "dropped",
     "channel_1", "channel_2",
 )  # fmt: skip
 """Columns with the metrics of earlier stages, which do not exist here."""
@@ -86,7 +85,7 @@ def random_views(columns: Columns, samples: int) -> Columns:
         "view_2": noise.integers(-9000, 9000, (len(rows), samples), np.int16),
         "specaugment_u": noise.random((len(rows), 2 * SPECAUGMENT_UNIFORMS), np.float32),
         "made_at": np.full(len(rows), time.time()),
-        **{name: np.zeros(len(rows)) for name in STAGE_COLUMNS},
+        **{name: np.zeros(len(rows), bool) for name in STAGE_COLUMNS},
     }
 
 
@@ -103,12 +102,9 @@ def our_loop(pairs: int, steps: int, workers: int) -> float:
             .materialize()
         )
 
-    worker_settings = {"experiment": settings.model_dump(mode="json"), "clips": rows, "start": None}
     with tempfile.TemporaryDirectory() as folder:
-        Stage(
-            RunFolder(Path(folder)).stage("pretrain"), pretrain_worker, worker_settings, stream, rows,
-            settings.resources, execution_options(settings),
-        ).run()  # fmt: skip
+        stage = RunFolder(Path(folder)).stage("pretrain")
+        RayStage(stage, rows, settings, partial(pretrain_worker, settings, rows, stage), stream).run()
         rates = [float(r["examples_per_second"]) for r in read_metrics(Path(folder)) if "examples_per_second" in r]
     assert len(rates) == steps
     return pairs / median(rates[WARM_UP:])

@@ -46,15 +46,11 @@ def check_parts(experiment: Experiment) -> None:
         logger.warning(warning)
     with torch.random.fork_rng(devices=[]):
         _try_terms(experiment)
-    check_augmentations(experiment)
+    _try_augmentations(experiment)
 
 
-def check_augmentations(experiment: Experiment) -> None:
-    """Build the augmentations, and try custom ones on random views.
-
-    Raises:
-        SepsceneError: an augmentation fails, or needs log-mels or mixtures that this experiment does not have.
-    """
+def _try_augmentations(experiment: Experiment) -> None:
+    """Build the augmentations, check that the experiment has what they need, and try custom ones on random views."""
     encoder = experiment.encoder
     front_end = experiment.front_end
     samples = patch_samples(experiment.views, front_end.sample_rate)
@@ -78,11 +74,7 @@ def check_augmentations(experiment: Experiment) -> None:
 
 
 def _try_terms(experiment: Experiment) -> None:
-    """Build the terms, and compute the loss of two pairs of random representations.
-
-    Raises:
-        SepsceneError: a term fails, or its loss is not a finite number.
-    """
+    """Build the terms, and compute the loss of two pairs of random representations."""
     pair = torch.randn(2, 2, settings_of(experiment.encoder).embedding_dim)
     for name, term in _fresh_terms(experiment).items():
         full_name = f"objective.terms.{name} ({experiment.objective.used_terms[name].use})"

@@ -8,7 +8,8 @@ inside the functions; the first count in a process takes two seconds of further 
 Shapes: n pairs of the global batch, D features of h.
 """
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from sepscene.augment.views import patch_samples
@@ -17,7 +18,7 @@ from sepscene.models.settings import TDCNppConfig
 from sepscene.orchestration.config import Experiment
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor
 
     from sepscene.tasks.losses.terms import Term
 
@@ -33,15 +34,12 @@ def separation_flops(config: TDCNppConfig, samples: int) -> int:
     from sepscene.models.separators.tdcnpp import TDCNpp
 
     with torch.device("meta"):
-        return _counted(TDCNpp(config), (1, samples))
+        network = TDCNpp(config)
+        return _counted(lambda: network(torch.empty(1, samples)))
 
 
 def encoder_flops(experiment: Experiment) -> int:
-    """Operations of the encoder's forward pass for one patch; 3.9 GFLOP for the paper's CNN14.
-
-    Raises:
-        SepsceneError: as `models.encoders.network.settings_of`.
-    """
+    """Operations of the encoder's forward pass for one patch; 3.9 GFLOP for the paper's CNN14."""
     import torch
 
     from sepscene.models.encoders.network import build_network, network_class
@@ -51,20 +49,25 @@ def encoder_flops(experiment: Experiment) -> int:
     samples = patch_samples(experiment.views, experiment.audio.sample_rate)
     waveform = network_class(encoder).reads == "waveform"
     shape = (1, samples) if waveform else (1, front_end.frames(samples), front_end.mel_bands)
-    try:
+
+    def count() -> int:
         # In training mode, BatchNorm rejects a single patch that was pooled to a single position.
+        network = build_network(encoder).eval()
+        return _counted(lambda: network(torch.empty(shape)))
+
+    try:
         with torch.device("meta"):
-            return _counted(build_network(encoder).eval(), shape)
+            return count()
     except RuntimeError:  # custom code can depend on values, which the meta device does not have
         with torch.random.fork_rng(devices=[]):
-            return _counted(build_network(encoder).eval(), shape)
+            return count()
 
 
 def step_flops(experiment: Experiment) -> int:
     """Operations of a step over the global batch: encoder, heads and all pairs, forward and backward pass.
 
     Raises:
-        SepsceneError: as `encoder_flops`.
+        SepsceneError: as `models.encoders.network.settings_of`.
     """
     import torch
 
@@ -79,32 +82,25 @@ def step_flops(experiment: Experiment) -> int:
     for name, term in objective.used_terms.items():
         if term.use in TERMS:  # the cost of custom terms is unknown and not counted
             with torch.device("meta"):
-                forward += _term_flops(build_term(name, term, sizes), pairs, dim)
+                # With gradients, the losses would compute those in the forward pass, and BACKWARD would count them too.
+                built = build_term(name, term, sizes).requires_grad_(False)
+                forward += _counted(partial(_compare_all, built, torch.empty(pairs, dim)))
         if term.use == "coincidence":
             # The head's second layer, per pair: a matrix times a vector, which the counter does not count.
             forward += 2 * pairs**2 * objective.head_hidden
     return (1 + BACKWARD) * forward
 
 
-def _term_flops(term: "Term", pairs: int, dim: int) -> int:
-    """Operations of a term's head and its comparison of all pairs, forward only."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    # With gradients, the losses would compute those in the forward pass, and BACKWARD would count them again.
-    term.requires_grad_(False)
-    h_1_nD = torch.empty(pairs, dim)
-    h_2_nD = torch.empty(pairs, dim)
-    with FlopCounterMode(display=False) as counter:
-        projected = term.project(h_1_nD, h_2_nD)
-        term.share(h_1_nD, h_2_nD, projected, projected, 0)
-    return counter.get_total_flops()
+def _compare_all(term: "Term", h_nD: "Tensor") -> None:
+    projected = term.project(h_nD, h_nD)
+    term.share(h_nD, h_nD, projected, projected, 0)
 
 
-def _counted(network: "nn.Module", shape: tuple[int, ...]) -> int:
+def _counted(compute: Callable[[], object]) -> int:
+    """Operations of a computation, forward only."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(torch.empty(shape))
+        compute()
     return counter.get_total_flops()

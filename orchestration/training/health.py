@@ -1,26 +1,19 @@
-"""Hooks that detect faults: unusable clips, non-finite steps, a collapse of h. Also handles out-of-memory errors.
-
-Shapes: N rows of this worker's part of a batch.
-"""
+"""Hooks that detect faults: unusable clips, non-finite steps, a collapse of h. Also handles out-of-memory errors."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-import numpy as np
 import torch
 
-from sepscene.augment.draws import FILLER
 from sepscene.models.config import first_line
-from sepscene.models.encoders.heads import CoincidenceHead
 from sepscene.orchestration.records.files import write_text_atomically
-from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import StageFolder
-from sepscene.orchestration.training.hooks import Batch, Hook, Step
-from sepscene.tasks.distributed.gather import gather_rows, gather_texts, rank
+from sepscene.orchestration.training.hooks import Hook, Step, Worker
+from sepscene.orchestration.training.pretrainer import Pretrainer
+from sepscene.tasks.distributed.gather import gather_rows, rank
 from sepscene.tasks.losses.diagnostics import collapse_warning, diagnose
-from sepscene.tasks.losses.joint import JointLoss
 
 DIAGNOSED_EVERY_STEPS = 5
 """Steps between two diagnostics of the representation, for which all workers exchange their h."""
@@ -33,39 +26,23 @@ _CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
 
 class Quarantine(Hook):
-    """Records unusable clips in the ledger, and stops the run when there are too many."""
+    """Stops the run when too many clips of the ledger are unusable."""
 
-    def __init__(self, ledger: Ledger, clips: int, max_share: float, device: torch.device) -> None:
-        """Args:
-        clips: number of clips of the data set.
-        max_share: the share of them that can be unusable before the run stops.
-        device: where the process group communicates.
-        """
-        self.ledger = ledger
+    def __init__(self, worker: Worker, clips: int) -> None:
+        """Args: clips: number of clips of the data set."""
+        self.ledger = worker.ledger
         self.clips = clips
-        self.max_share = max_share
-        self.device = device
-        self.faults: dict[str, str] = {}
+        self.max_share = worker.experiment.training.quarantine_share
         self.empty = 0  # consecutive global batches without a usable row
 
-    def before_step(self, batch: Batch, waited_seconds: float) -> None:
-        """Collect the faults of this worker's rows."""
-        for n in np.flatnonzero((batch["row"] != FILLER) & (batch["fault"] != "")):
-            self.faults[str(batch["uri"][n])] = str(batch["fault"][n])
-
     def after_step(self, step: Step) -> None:
-        """Exchange the workers' faults, in every step with an unusable row; report the number of clips so far."""
-        self.empty = 0 if step.usable or not step.rows else self.empty + 1
-        if step.usable < step.rows:
-            self._share(step)
-        if step.reported:
-            step.metrics["quarantined"] = len(self.ledger.quarantined)
-
-    def _share(self, step: Step) -> None:
-        for faults in gather_texts(json.dumps(self.faults), self.device):
-            self.ledger.quarantined.update(json.loads(faults))
-        self.faults = {}
+        """Report the number of unusable clips so far, and check it after every step with an unusable row."""
         unusable = self.ledger.quarantined
+        self.empty = 0 if step.usable or not step.rows else self.empty + 1
+        if step.reported:
+            step.metrics["quarantined"] = len(unusable)
+        if step.usable == step.rows:
+            return
         uri, reason = next(iter(unusable.items()))
         first = f"the first: {uri}: {reason}"
         if self.empty >= EMPTY_BATCHES:
@@ -80,17 +57,13 @@ class Quarantine(Hook):
 class BadSteps(Hook):
     """Stores the rows of steps whose loss or gradient was not finite, and stops the run when there are too many.
 
-    Such a step has the metric `bad` of a `Pretrainer`.
+    The worker collects them, including those before a restart.
     """
 
-    def __init__(self, folder: StageFolder, bad_rows: list[list[int]], max_steps: int) -> None:
-        """Args:
-        bad_rows: the rows of each such step, including those before a restart; the worker appends to this list.
-        max_steps: the run stops when there are more such steps.
-        """
+    def __init__(self, worker: Pretrainer, folder: StageFolder) -> None:
         self.folder = folder
-        self.bad_rows = bad_rows
-        self.max_steps = max_steps
+        self.bad_rows = worker.bad_rows
+        self.max_steps = worker.experiment.training.bad_steps
 
     def after_step(self, step: Step) -> None:
         """Report this step if it was skipped."""
@@ -111,25 +84,20 @@ class BadSteps(Hook):
 class Diagnostics(Hook):
     """Metrics of the representation over the global batch, and a warning when h collapses."""
 
-    def __init__(self, result: Callable[[], JointLoss | None], head: CoincidenceHead | None) -> None:
-        """Args:
-        result: returns the output of the objective in the last step; None if that step was skipped.
-        head: the coincidence head, if there is one.
-        """
-        self.result = result
-        self.head = head
+    def __init__(self, worker: Pretrainer) -> None:
+        self.worker = worker
         self.collapsed = False  # whether h was collapsed at the last diagnostics
 
     def after_step(self, step: Step) -> None:
         """Every few steps, gather the h of all workers and compute the metrics on rank 0."""
-        result = self.result()
+        result = self.worker.result
         if step.number % DIAGNOSED_EVERY_STEPS or result is None:
             return
         h_1_ND = gather_rows(result.h_1_nD)
         h_2_ND = gather_rows(result.h_2_nD)
         if rank() != 0:
             return
-        metrics = diagnose(replace(result, h_1_nD=h_1_ND, h_2_nD=h_2_ND), self.head)
+        metrics = diagnose(replace(result, h_1_nD=h_1_ND, h_2_nD=h_2_ND), self.worker.objective.coincidence_head)
         warning = collapse_warning(metrics)
         if warning and not self.collapsed:
             step.events.append(warning)

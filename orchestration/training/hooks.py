@@ -12,6 +12,7 @@ the stream, are computed at those steps.
 Shapes: N rows of this worker's part of a batch.
 """
 
+import json
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -26,9 +27,10 @@ from torch.optim import Optimizer
 
 from sepscene.augment.draws import FILLER
 from sepscene.augment.locations import is_temporary
+from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import TrainingState, read_checkpoint
 from sepscene.orchestration.records.ledger import Ledger
-from sepscene.tasks.distributed.gather import gather_ids, sum_over_workers
+from sepscene.tasks.distributed.gather import gather_ids, gather_texts, sum_over_workers
 
 Batch = dict[str, np.ndarray]
 
@@ -36,14 +38,19 @@ Batch = dict[str, np.ndarray]
 class Worker:
     """The network, optimiser and ledger of one worker. It does not need Ray."""
 
-    def __init__(self, network: nn.Module, optimizer: Optimizer, rows: int, device: torch.device) -> None:
+    def __init__(
+        self, experiment: Experiment, network: nn.Module, optimizer: Optimizer, rows: int, device: torch.device
+    ) -> None:
         """Args: rows: number of rows of the schedule."""
+        self.experiment = experiment
         self.network = network
         self.optimizer = optimizer
         self.device = device
         self.ledger = Ledger(rows)
         self.step = 0
         """Number of optimiser steps so far."""
+        self.pause = threading.RLock()
+        """Held during a step. A thread that holds it between two steps finds a consistent state."""
 
     def consume(self, batch: Batch, usable: int) -> dict[str, float]:
         """Do one step on this worker's part of the global batch, and return its metrics.
@@ -98,7 +105,7 @@ class Step:
 
 
 class Hook:
-    """Base class of hooks. A hook overrides the methods it needs; all workers have the same hooks."""
+    """Base class of hooks. A hook overrides the methods it needs. One with collective calls must be on all workers."""
 
     def needs_report(self, number: int) -> bool:
         """Whether all workers must report after the next step, which has this number. One worker's True is enough."""
@@ -121,45 +128,46 @@ def usable_rows(batch: Batch) -> np.ndarray:
 
 
 def consume_rows(ledger: Ledger, batch: Batch, device: torch.device, usable: int) -> list[int]:
-    """Enter the rows of the global batch in every worker's ledger, and return them. All workers call it together.
+    """Enter the rows and unusable clips of the global batch in every worker's ledger, and return the rows.
+
+    All workers call it together.
 
     Args:
-        ledger: this worker's ledger.
         batch: this worker's part of the batch.
         device: where the process group communicates.
         usable: number of usable rows of the global batch.
     """
-
-    def gathered(chosen_N: np.ndarray) -> list[int]:
-        return gather_ids(torch.from_numpy(batch["row"][chosen_N]).to(device))
-
     present_N = batch["row"] != FILLER
-    rows = gathered(present_N)
+    rows = gather_ids(torch.from_numpy(batch["row"][present_N]).to(device))
     ledger.consume(np.array(rows, np.int64))
     if usable < len(rows):
-        temporary_N = np.array([is_temporary(str(fault)) for fault in batch["fault"]], bool)
-        skipped = gathered(present_N & ~usable_rows(batch))
-        ledger.skip(np.array(skipped, np.int64), np.array(gathered(present_N & temporary_N), np.int64))
+        unusable_N = present_N & ~usable_rows(batch)
+        local = [batch[name][unusable_N].tolist() for name in ("row", "uri", "fault")]
+        skipped: list[int] = []
+        unread: list[int] = []
+        for text in gather_texts(json.dumps(local), device):
+            for row, uri, fault in zip(*json.loads(text), strict=True):
+                ledger.quarantined[uri] = fault
+                skipped.append(row)
+                if is_temporary(fault):
+                    unread.append(row)
+        ledger.skip(np.array(skipped, np.int64), np.array(unread, np.int64))
     return rows
 
 
-def run_steps(
-    worker: Worker, batches: Iterable[Batch], hooks: Sequence[Hook], report: Hook, pause: threading.RLock
-) -> None:
+def run_steps(worker: Worker, batches: Iterable[Batch], hooks: Sequence[Hook]) -> None:
     """Train on every batch of the stream, or until a hook sets `Step.fatal`. All workers call it together.
 
     Args:
         batches: this worker's parts of the global batches.
-        report: the hook that reports what the others have added to a step; it is called after them.
-        pause: held during a step. A thread that holds it between two steps finds the worker's state consistent.
+        hooks: the last one reports what the others have added to a step.
     """
-    hooks = [*hooks, report]
     began = time.perf_counter()
     requested = began
     for batch in batches:
         needed = any(hook.needs_report(worker.step + 1) for hook in hooks)
         usable, rows, reported = _shared_counts(batch, needed, worker.device)
-        with pause:
+        with worker.pause:
             arrived = time.perf_counter()
             for hook in hooks:
                 hook.before_step(batch, arrived - requested)

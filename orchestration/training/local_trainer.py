@@ -67,14 +67,13 @@ def local_batches(
                 return
 
 
-class LocalReports:
+class LocalReports(MetricsFile):
     """Replaces `ray.train.report`: writes metrics to the run's file and validates encoders, in the calling thread."""
 
     def __init__(self, folder: StageFolder, validation: ray.train.ValidationConfig | None) -> None:
         """Args: validation: as returned by `validation_of`; None: encoders are not validated."""
-        self.folder = folder
+        super().__init__(folder)
         self.validation = validation
-        self.file = MetricsFile(folder)
 
     def __call__(
         self,
@@ -84,7 +83,7 @@ class LocalReports:
         **_: Any,
     ) -> None:
         """Takes the arguments of `ray.train.report`."""
-        self.file.after_report(None, [metrics], None)
+        self.after_report(None, [metrics], None)
         if self.validation is None or checkpoint is None or validation is None:
             return
         threads = torch.get_num_threads()

@@ -86,12 +86,12 @@ class Pretrainer(Worker):
         clips: number of training clips.
         checkpoint: continue from this checkpoint; None starts the training.
         """
-        self.experiment = experiment
+        self.clips = clips
         self.views = ViewInputs(experiment).to(device)
         start = experiment.training.start_encoder if checkpoint is None else None
         self.objective = prepared_objective(experiment, device, start)
         optimizer = adamw(self.objective, experiment.training, device)
-        super().__init__(self.objective, optimizer, clips * experiment.training.epochs, device)
+        super().__init__(experiment, self.objective, optimizer, clips * experiment.training.epochs, device)
         self.steps = -(-self.ledger.rows // experiment.training.global_batch)
         """Steps of the whole schedule."""
         self.bad_rows: list[list[int]] = []

@@ -14,14 +14,13 @@ from sepscene.augment.separation.reader import ViewMaker
 from sepscene.models.config import SepsceneError
 from sepscene.models.separators.custom import checkpoint_folders
 from sepscene.orchestration.config import Experiment, load_experiment
-from sepscene.orchestration.records.checkpoints import newest_intact, read_checkpoint
+from sepscene.orchestration.records.checkpoints import newest_intact
 from sepscene.orchestration.records.files import read_typed
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import RunFolder, StageFolder, pretraining_stage
-from sepscene.orchestration.training.builders import build_objective
-from sepscene.orchestration.training.pretrainer import ViewInputs, pcm_pair
+from sepscene.orchestration.training.pretrainer import Pretrainer, pcm_pair
 from sepscene.orchestration.training.separator_training import read_ladder
-from sepscene.orchestration.training.stream import draws_of, schedule_of, service_settings
+from sepscene.orchestration.training.stream import draws_of, service_settings
 from sepscene.tasks.datasets.readers import Manifest
 
 _BLOCK_ROWS = 32  # rows that are separated at a time, to limit the memory
@@ -47,8 +46,7 @@ def last_bad_rows(run_dir: Path) -> list[int]:
     Raises:
         SepsceneError: when it has skipped no step.
     """
-    files = RunFolder(run_dir)
-    path = _stage_of(run_dir, load_experiment(files.experiment)).bad_rows
+    path = _stage_of(run_dir, load_experiment(RunFolder(run_dir).experiment)).bad_rows
     if not path.exists():
         raise SepsceneError(f"{run_dir} has skipped no step: {_GIVE_ROWS}")
     skipped = read_typed(path, list[list[int]], _GIVE_ROWS)
@@ -57,32 +55,33 @@ def last_bad_rows(run_dir: Path) -> list[int]:
 
 @torch.no_grad()
 def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replayed], float]:
-    """Compute rows of a run with the weights of the newest checkpoint; also returns their loss as one batch.
+    """Compute rows of a run with its newest weights; also returns their loss as one batch.
 
     Raises:
         SepsceneError: when the run has no configuration or no such row, or a separator is damaged.
     """
     files = RunFolder(run_dir)
     experiment = load_experiment(files.experiment)
-    untouched = Ledger(schedule_of(experiment, len(train.clips)).rows)
-    if max(rows) >= untouched.rows:
-        raise SepsceneError(f"the schedule has the rows 0 to {untouched.rows - 1}, not {max(rows)}")
-    draws = draws_of(experiment, train, untouched)
+    newest = newest_intact(_stage_of(run_dir, experiment).path)
+    worker = Pretrainer(experiment, len(train), torch.device("cpu"), newest)
+    if max(rows) >= worker.ledger.rows:
+        raise SepsceneError(f"the schedule has the rows 0 to {worker.ledger.rows - 1}, not {max(rows)}")
+    draws = draws_of(experiment, train, Ledger(worker.ledger.rows))
     given = experiment.separator.checkpoints
     checkpoints = checkpoint_folders(given, files.ladder) if given else read_ladder(run_dir)
     make = ViewMaker(service_settings(experiment, checkpoints))
-    newest = newest_intact(_stage_of(run_dir, experiment).path)
-    objective = build_objective(experiment).eval()
-    views = ViewInputs(experiment)
-    if newest is not None:
-        objective.load_state_dict(read_checkpoint(newest).tensors["model"])
+    objective = worker.objective.eval()
     found: list[Replayed] = []
     h: list[tuple[Tensor, ...]] = []
     for part in np.split(np.array(rows, np.int64), range(_BLOCK_ROWS, len(rows), _BLOCK_ROWS)):
         block = make(draws({"id": part}))
-        view_B2P = pcm_pair(block, "view", torch.device("cpu"))
-        h.append(objective.encode(*views(view_B2P, block)))
-        found += _replayed(block, view_B2P, *h[-1])
+        view_B2P = pcm_pair(block, "view", worker.device)
+        h.append(objective.encode(*worker.views(view_B2P, block)))
+        peak_B2 = view_B2P.abs().amax(dim=2)
+        norm_B = torch.cat(h[-1], dim=1).norm(dim=1)
+        for n, row in enumerate(part.tolist()):
+            peak_1, peak_2 = peak_B2[n].tolist()
+            found.append(Replayed(row, str(block["uri"][n]), str(block["fault"][n]), peak_1, peak_2, float(norm_B[n])))
     weights = {name: term.weight for name, term in experiment.objective.used_terms.items()}
     h_1_BD, h_2_BD = (torch.cat(view) for view in zip(*h, strict=True))
     return found, float(objective.loss(h_1_BD, h_2_BD, weights=weights).parts["loss"])
@@ -90,14 +89,3 @@ def replay(run_dir: Path, train: Manifest, rows: list[int]) -> tuple[list[Replay
 
 def _stage_of(run_dir: Path, experiment: Experiment) -> StageFolder:
     return RunFolder(run_dir).stage(pretraining_stage(experiment.views.pair))
-
-
-def _replayed(block: dict[str, np.ndarray], view_B2P: Tensor, h_1_BD: Tensor, h_2_BD: Tensor) -> list[Replayed]:
-    norm_B = (h_1_BD.square().sum(1) + h_2_BD.square().sum(1)).sqrt()
-    peak_B2 = view_B2P.abs().amax(dim=2)
-    return [
-        Replayed(int(row), str(uri), str(fault), float(peak_2[0]), float(peak_2[1]), float(norm))
-        for row, uri, fault, peak_2, norm in zip(
-            block["row"], block["uri"], block["fault"], peak_B2, norm_B, strict=True
-        )
-    ]

@@ -12,14 +12,13 @@ import ray.train
 from sepscene.orchestration.records.checkpoints import CheckpointWriter, TrainingState
 from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.runtime.ray_compat import leaving_nodes
-from sepscene.orchestration.training.hooks import Hook, Step
-from sepscene.tasks.distributed.gather import rank
+from sepscene.orchestration.training.hooks import Hook, Step, Worker
 
 FULL_DISK_SECONDS = 60.0
 """How long the last checkpoint waits for space on the disk."""
 
 POLL_SECONDS = 0.5
-"""Time between two checks for a warning, on rank 0."""
+"""Time between two checks for a warning."""
 
 REPORT_SECONDS = 2.0
 """Least time between two reports. Ray Train keeps one report until its controller fetches it, every
@@ -28,7 +27,7 @@ of CPU time over all processes of the run."""
 
 
 class Saving(Hook):
-    """Rank 0 writes a checkpoint every few steps, at the end, and when the run is about to be interrupted.
+    """Writes a checkpoint every few steps, at the end, and when the run is about to be interrupted. For rank 0 only.
 
     A thread waits for a warning (a signal to the driver, a node that is being drained), and then saves immediately,
     between two steps. `after_step` cannot do this: Ray Data gives no more work to a node that is being drained, so the
@@ -36,34 +35,24 @@ class Saving(Hook):
     """
 
     def __init__(
-        self,
-        folder: StageFolder,
-        state: Callable[[], TrainingState],
-        every: int,
-        kept: int | None,
-        leaving: Callable[[], set[str]] = leaving_nodes,
+        self, worker: Worker, folder: StageFolder, kept: int | None, leaving: Callable[[], set[str]] = leaving_nodes
     ) -> None:
         """Start the thread that waits for warnings.
 
         Args:
-            state: returns the content of a checkpoint; called between two steps only.
-            every: steps from one checkpoint to the next.
             kept: number of checkpoints to keep; None keeps all.
             leaving: returns the nodes that are being drained.
         """
+        self.worker = worker
         self.folder = folder
-        self.state = state
-        self.every = every
+        self.every = worker.experiment.training.checkpoint_every_steps
         self.leaving = leaving
-        self.pause = threading.RLock()
-        """Held during a step; see `hooks.run_steps`."""
         self.unsaved: list[dict[str, float]] = []
         self.events: list[str] = []
         self._reason = ""  # why the last checkpoint failed
         self._ended = threading.Event()
-        self.writer = CheckpointWriter(folder.path, kept) if rank() == 0 else None
-        if self.writer is not None:
-            threading.Thread(target=self._poll, args=(self.writer,), name="save-on-warning", daemon=True).start()
+        self.writer = CheckpointWriter(folder.path, kept)
+        threading.Thread(target=self._poll, name="save-on-warning", daemon=True).start()
 
     def needs_report(self, number: int) -> bool:
         """Before each checkpoint, so that the driver has the metrics of all steps in the previous one."""
@@ -72,7 +61,7 @@ class Saving(Hook):
     def after_step(self, step: Step) -> None:
         """Start to write a checkpoint in the background, if it is due."""
         self.unsaved.append(step.metrics)
-        if self.writer is not None and step.number % self.every == 0:
+        if step.number % self.every == 0:
             self._note(self.writer.wait())
             self.writer.start(self._state())
         step.events += self.events
@@ -83,9 +72,7 @@ class Saving(Hook):
     def at_end(self, last: Step) -> None:
         """Write the last checkpoint and wait for it; if the disk stays full, the run must stop."""
         self._ended.set()
-        if self.writer is None:
-            return
-        with self.pause:
+        with self.worker.pause:
             refused = self.writer.wait()
             if not last.fatal and (refused or last.number % self.every):
                 refused = self.writer.save(self._state(), FULL_DISK_SECONDS)
@@ -94,26 +81,26 @@ class Saving(Hook):
                 last.fatal = last.fatal or f"{refused}; {advice}"
             self.folder.wanted.unlink(missing_ok=True)
 
-    def _poll(self, writer: CheckpointWriter) -> None:
+    def _poll(self) -> None:
         saved_for: set[str] = set()
         while not self._ended.wait(POLL_SECONDS):
             leaving = self.leaving()
             if leaving <= saved_for and not self.folder.wanted.exists():
                 continue
-            with self.pause:
+            with self.worker.pause:
                 if self._ended.is_set():
                     return
-                self._note(writer.wait())
-                writer.start(self._state())
-                self._note(writer.wait())
-                if not writer.failure:
+                self._note(self.writer.wait())
+                self.writer.start(self._state())
+                self._note(self.writer.wait())
+                if not self.writer.failure:
                     saved_for |= leaving
                     self.folder.wanted.unlink(missing_ok=True)
 
     def _state(self) -> TrainingState:
         metrics = self.unsaved
         self.unsaved = []
-        return replace(self.state(), metrics=metrics)
+        return replace(self.worker.state(), metrics=metrics)
 
     def _note(self, failure: str) -> None:
         if failure and failure != self._reason:
@@ -124,7 +111,7 @@ class Saving(Hook):
 class Reporting(Hook):
     """Reports metrics and events to the driver: those of the first step immediately, then every few seconds.
 
-    It is the argument `report` of the loop, which calls it last, so that it reports the additions of all hooks.
+    It must be the last of the hooks, so that it reports the additions of all.
     """
 
     def __init__(self, send: Callable[..., None] = ray.train.report) -> None:
@@ -138,21 +125,15 @@ class Reporting(Hook):
         return time.monotonic() - self._sent >= REPORT_SECONDS
 
     def after_step(self, step: Step) -> None:
-        """Keep the metrics for the next report, and send it if it is due."""
-        self.unsent.append(step.metrics)
-        self._add(step)
+        """Keep metrics and events for the next report, and send it if it is due."""
+        if step.metrics:  # the last step has none
+            self.unsent.append(step.metrics)
+        self.unsent += [{"step": step.number, "event": event} for event in step.events]
         if step.reported or step.fatal:
-            self._send(step)
+            self.send({"steps": self.unsent, "fatal": step.fatal}, **step.report_options)
+            self.unsent = []
+            self._sent = time.monotonic()
 
     def at_end(self, last: Step) -> None:
         """Send the last report."""
-        self._add(last)
-        self._send(last)
-
-    def _add(self, step: Step) -> None:
-        self.unsent += [{"step": step.number, "event": event} for event in step.events]
-
-    def _send(self, step: Step) -> None:
-        self.send({"steps": self.unsent, "fatal": step.fatal}, **step.report_options)
-        self.unsent = []
-        self._sent = time.monotonic()
+        self.after_step(last)

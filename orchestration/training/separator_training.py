@@ -9,6 +9,7 @@ S channels.
 import json
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import ray.train.torch
 import torch
 from torch import Tensor, nn
 
-from sepscene.augment.draws import Schedule
 from sepscene.augment.views import from_pcm
 from sepscene.models.card import ProcessorName
 from sepscene.models.files import replace_folder
@@ -31,8 +31,8 @@ from sepscene.orchestration.records.run_folder import RunFolder, StageFolder
 from sepscene.orchestration.training.health import Quarantine, fatal_when_out_of_memory
 from sepscene.orchestration.training.hooks import Batch, Hook, Step, Worker, consume_rows, run_steps, usable_rows
 from sepscene.orchestration.training.saving import Reporting, Saving
-from sepscene.orchestration.training.stage import Stage
-from sepscene.orchestration.training.stream import execution_options, segment_stream
+from sepscene.orchestration.training.stage import RayStage
+from sepscene.orchestration.training.stream import segment_stream
 from sepscene.tasks.datasets.readers import Manifest
 from sepscene.tasks.distributed.gather import rank, sum_over_workers, world_size
 from sepscene.tasks.evaluation.separation_scores import score_separation
@@ -84,13 +84,12 @@ class SeparatorTrainer(Worker):
         rows: of the schedule.
         checkpoint: continue from this checkpoint; None starts the training.
         """
-        self.experiment = experiment
         self.supervised = experiment.separator.objective == "supervised"
         self.samples = round(experiment.separator.segment_seconds * experiment.audio.sample_rate)
         torch.manual_seed(experiment.seed)
         self.separator = TDCNpp(experiment.separator.network).to(device)
         optimizer = torch.optim.Adam(self.separator.parameters(), lr=experiment.separator.learning_rate)
-        super().__init__(self.separator, optimizer, rows, device)
+        super().__init__(experiment, self.separator, optimizer, rows, device)
         if checkpoint is not None:
             self.restore(checkpoint)
         self.model: nn.Module = self.separator
@@ -148,7 +147,7 @@ class SeparatorTrainer(Worker):
 
 
 class LadderHook(Hook):
-    """Rank 0 evaluates and saves the weights at the steps of the ladder."""
+    """Evaluates and saves the weights at the steps of the ladder. For rank 0 only."""
 
     def __init__(self, worker: SeparatorTrainer, run_dir: Path, held_out: list[tuple[str, float]]) -> None:
         """Save the current weights if their step is one of the ladder's.
@@ -170,7 +169,7 @@ class LadderHook(Hook):
     def _keep(self, metadata: dict[str, Any]) -> None:
         worker = self.worker
         for name, step in worker.experiment.separator.ladder.steps.items():
-            if rank() == 0 and step == worker.step and name not in read_ladder(self.run_dir):
+            if step == worker.step and name not in read_ladder(self.run_dir):
                 add_to_ladder(self.run_dir, name, step, worker.separator, metadata | self._scores())
 
     def _scores(self) -> dict[str, float]:
@@ -200,28 +199,21 @@ class MixtureRate(Hook):
         step.metrics["mixtures_per_second"] = self.batch_mixtures / step.seconds
 
 
-def separator_worker(settings: dict[str, Any]) -> None:
+def separator_worker(
+    experiment: Experiment, clips: int, rows: int, folder: StageFolder, held_out: list[tuple[str, float]]
+) -> None:
     """The training function of each Ray Train worker: train on its part of the stream, with all hooks."""
-    experiment = Experiment.model_validate(settings["experiment"])
-    folder: StageFolder = settings["folder"]
     separator = experiment.separator
-    if folder.fatal.exists():
-        return  # an earlier worker group reported a fatal condition
-    worker = SeparatorTrainer(experiment, settings["rows"], ray.train.torch.get_device(), resume_point(folder))
+    worker = SeparatorTrainer(experiment, rows, ray.train.torch.get_device(), resume_point(folder))
     worker.model = ray.train.torch.prepare_model(worker.separator)
     local_rows = 2 * separator.batch_mixtures // world_size()
     shard = ray.train.get_dataset_shard("views")
     batches = shard.iter_batches(batch_size=local_rows, batch_format="numpy")
-    training = experiment.training
-    saving = Saving(folder, worker.state, training.checkpoint_every_steps, kept=1)
-    hooks = [
-        MixtureRate(separator.batch_mixtures),
-        Quarantine(worker.ledger, settings["clips"], training.quarantine_share, worker.device),
-        LadderHook(worker, folder.run.path, settings["held_out"]),
-        saving,
-    ]
+    hooks: list[Hook] = [MixtureRate(separator.batch_mixtures), Quarantine(worker, clips)]
+    if rank() == 0:
+        hooks += [LadderHook(worker, folder.run.path, held_out), Saving(worker, folder, kept=1)]
     with fatal_when_out_of_memory(folder, MEMORY_ADVICE):
-        run_steps(worker, batches, hooks, Reporting(), saving.pause)
+        run_steps(worker, batches, [*hooks, Reporting()])
 
 
 def train_separator(
@@ -248,27 +240,14 @@ def train_separator(
             add_to_ladder(run_dir, name, 0, TDCNpp(network), {})
     if set(read_ladder(run_dir)) >= set(steps):
         return read_ladder(run_dir)
-    clips = held_out.clips.select(["uri", "offset_seconds"]).to_pylist() if held_out is not None else []
-    scored = [(clip["uri"], clip["offset_seconds"]) for clip in clips[: 2 * experiment.evaluation.separator_mixtures]]
+    clips = held_out.clips.slice(0, 2 * experiment.evaluation.separator_mixtures).to_pylist() if held_out else []
+    scored = [(clip["uri"], clip["offset_seconds"]) for clip in clips]
     rows = separator_steps(experiment) * 2 * experiment.separator.batch_mixtures
     if rows == 0:  # the ladder has only the untrained checkpoint
         LadderHook(SeparatorTrainer(experiment, 0, torch.device("cpu"), None), run_dir, scored)
-        return read_ladder(run_dir)
-    epochs = -(-rows // len(manifest.clips))
-    schedule = Schedule(seed=experiment.seed, clips=len(manifest.clips), epochs=epochs)
-    Stage(
-        folder=RunFolder(run_dir.resolve()).stage(STAGE),
-        worker=separator_worker,
-        settings={
-            "experiment": experiment.model_dump(mode="json"),
-            "clips": len(manifest.clips),
-            "rows": rows,
-            "held_out": scored,
-        },
-        stream=lambda ledger: segment_stream(experiment, manifest, schedule, ledger),
-        rows=rows,
-        resources=experiment.resources,
-        options=execution_options(experiment),
-        callbacks=callbacks,
-    ).run()
+    else:
+        folder = RunFolder(run_dir.resolve()).stage(STAGE)
+        worker = partial(separator_worker, experiment, len(manifest), rows, folder, scored)
+        stream = partial(segment_stream, experiment, manifest)
+        RayStage(folder, rows, experiment, worker, stream, callbacks=callbacks).run()
     return read_ladder(run_dir)

@@ -1,27 +1,29 @@
-"""A training stage: one Ray Train run over a schedule, which continues after failures of its processes.
+"""A training stage: one run over a schedule, which continues after failures of its processes.
 
-The separator's training and pre-training share its storage, retries and metrics.
+The separator's training and pre-training share its storage, retries and metrics. A stage trains with Ray Train
+(`RayStage`) or in this process (`pretraining.LocalStage`).
 """
 
 import functools
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import ray.train
 import ray.train.torch
-from ray.data import Dataset, ExecutionOptions
+from ray.data import Dataset
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from sepscene.models.config import SepsceneError
 from sepscene.models.trust import trust_variables
-from sepscene.orchestration.config import Resources
+from sepscene.orchestration.config import Experiment, Resources
 from sepscene.orchestration.records.checkpoints import choose_resume_point, newest_intact, read_ledger, steps_up_to
 from sepscene.orchestration.records.files import read_text, write_text_atomically
 from sepscene.orchestration.records.ledger import Ledger
@@ -32,6 +34,7 @@ from sepscene.orchestration.runtime.ray_compat import configure_data, kill_actor
 from sepscene.orchestration.runtime.run_processes import core_is_alive, processes_of_run
 from sepscene.orchestration.runtime.signals import checkpoint_on_signal
 from sepscene.orchestration.runtime.watchdog import Watchdog
+from sepscene.orchestration.training.stream import execution_options
 
 MAX_FAILURES = 8
 """Number of worker groups that can fail before the stage fails."""
@@ -53,33 +56,24 @@ WAKE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(ABC):
     """One stage of a run.
 
     Attributes:
         folder: where its checkpoints are, and how its processes communicate; its path must be absolute.
-        worker: the training function of each worker.
-        settings: the worker's argument, to which "folder" is added.
-        stream: builds the data set of the rows that a ledger still lacks; called for every worker group.
         rows: rows of the schedule.
-        resources: trainers and where they run.
-        options: order and memory limit of the stream.
-        validation: how Ray Train validates the encoders that a worker reports (see `validation.py`).
-        callbacks: the user's callbacks, which Ray Train calls in its controller's process.
-        train_here: trains in this process (see `local_trainer.py`), given the settings, the ledger and an event that
-            stops it after a step; None trains with Ray Train.
     """
 
     folder: StageFolder
-    worker: Callable[[dict[str, Any]], None]
-    settings: dict[str, Any]
-    stream: Callable[[Ledger], Dataset]
     rows: int
-    resources: Resources
-    options: ExecutionOptions
-    validation: ray.train.ValidationConfig | None = None
-    callbacks: Sequence[ray.train.UserCallback] = ()
-    train_here: Callable[[dict[str, Any], Ledger, threading.Event], None] | None = None
+
+    @abstractmethod
+    def fit(self, stop: threading.Event) -> None:
+        """Train on the rows that `ledger` lacks; called in a thread. After `stop`, it may end early."""
+
+    def wait_for_end(self, fitted: Future[None]) -> None:
+        """Wait for the end of `fit` after `stop`: if this process exits while the thread computes, it crashes."""
+        wait([fitted], STOP_SECONDS)
 
     def run(self) -> Path:
         """Run to the end of the schedule, despite failures of any process except this one.
@@ -117,10 +111,6 @@ class Stage:
             )
         return last
 
-    @property
-    def _settings(self) -> dict[str, Any]:
-        return {**self.settings, "folder": self.folder}
-
     def _finished(self) -> Path | None:
         """The last checkpoint, if an earlier command completed the schedule."""
         last = newest_intact(self.folder.path)
@@ -150,10 +140,7 @@ class Stage:
 
         def fit() -> None:
             try:
-                if self.train_here:
-                    self.train_here(self._settings, self._ledger(), stop)
-                else:
-                    self._trainer().fit()
+                self.fit(stop)
                 fitted.set_result(None)
             except BaseException as error:
                 fitted.set_exception(error)
@@ -161,34 +148,21 @@ class Stage:
         watchdog = Watchdog(self.folder.run.metrics, self._log_event, processes_of_run())
         thread = threading.Thread(target=fit, name=f"fit-{self.folder.name}", daemon=True)
         with checkpoint_on_signal(self.folder):
-            thread.start()
             try:
+                thread.start()  # inside, because a signal can arrive before it returns
                 # Not `thread.join`: an exception of a signal handler makes it consider the thread ended (Python 3.11).
                 while not fitted.done():
                     wait([fitted], WAKE_SECONDS)
                     watchdog.check()
             finally:
-                if not fitted.done():
-                    self._end_fit(fitted, stop)
+                stop.set()
+                self.wait_for_end(fitted)
         error = fitted.exception()
         if error is None:
             return True
         if isinstance(error, ray.exceptions.RayActorError) and ray.is_initialized() and not self.folder.fatal.exists():
             return False
         self._fail(error)
-
-    def _end_fit(self, fitted: Future[None], stop: threading.Event) -> None:
-        """End the thread of `fit`, because this process must end before the stage does.
-
-        This process would crash if it exited while the thread computes, or if it shut Ray down while the thread waits
-        in Ray for the Train controller (ray#31145). If Ray has died, it is not shut down (`session.disconnect`).
-        """
-        stop.set()
-        if self.train_here:
-            wait([fitted], STOP_SECONDS)
-        elif self.folder.controller.exists() and core_is_alive():
-            kill_actor(read_text(self.folder.controller).strip())
-            wait([fitted], LEAVE_SECONDS)
 
     def _fail(self, error: BaseException) -> NoReturn:
         """Raise the error that ended the stage, with a message that gives the remedy."""
@@ -202,46 +176,7 @@ class Stage:
             ) from error
         raise error
 
-    def _trainer(self) -> ray.train.torch.TorchTrainer:
-        """The Ray Train run of one controller.
-
-        Ray does not store the checkpoints: it would replace valid ones by damaged ones. It only stores the encoders to
-        validate, each until it is validated, and the last one.
-        """
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))  # Ray passes it to the controller
-        environment = {
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-            **allocator_variables(),
-            **trust_variables(),
-        }
-        return trainer_class()(
-            functools.partial(_run_worker, self.worker, self.folder.reserved),
-            train_loop_config=self._settings,
-            datasets={"views": self._remaining},
-            dataset_config=ray.train.DataConfig(execution_options=self.options),
-            scaling_config=_scaling(self.resources),
-            run_config=ray.train.RunConfig(
-                name=self.folder.shown,
-                storage_path=str(self.folder.path),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-                failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
-                callbacks=[MetricsFile(self.folder), *self.callbacks],  # type: ignore[list-item]
-                # Ray's type hints still describe Train V1; this is V2.
-                worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]
-            ),
-            validation_config=self.validation,
-        )
-
-    def _remaining(self) -> Dataset:
-        """The data set of a worker group. Ray calls this in the controller, whose Ray Data is not configured yet."""
-        write_text_atomically(self.folder.controller, str(ray.get_runtime_context().get_actor_id()))
-        configure_data(self.options.preserve_order)
-        stream = self.stream(self._ledger())
-        stream.set_name(self.folder.shown)
-        stream.context.execution_options = self.options  # as the DataConfig of Ray Train does
-        return stream
-
-    def _ledger(self) -> Ledger:
+    def ledger(self) -> Ledger:
         """The ledger of the newest valid checkpoint, from which training continues."""
         chosen = choose_resume_point(self.folder)
         if chosen is None:
@@ -264,12 +199,84 @@ class Stage:
             append_metrics(self.folder, [{"event": event}])
 
 
-def _run_worker(worker: Callable[[dict[str, Any]], None], reserved: Path, settings: dict[str, Any]) -> None:
-    """Run the worker in a trainer, after rank 0 has written the ID of the placement group to the file `reserved`."""
+@dataclass(frozen=True)
+class RayStage(Stage):
+    """A stage that trains with Ray Train.
+
+    Attributes:
+        worker: the training function of each worker.
+        stream: builds the data set of the rows that a ledger still lacks; called for every worker group.
+        validation: how Ray Train validates the encoders that a worker reports (see `validation.py`).
+        callbacks: the user's callbacks, which Ray Train calls in its controller's process.
+    """
+
+    experiment: Experiment
+    worker: Callable[[], None]
+    stream: Callable[[Ledger], Dataset]
+    validation: ray.train.ValidationConfig | None = None
+    callbacks: Sequence[ray.train.UserCallback] = ()
+
+    def fit(self, stop: threading.Event) -> None:
+        """Start a Train controller, and wait until it ends."""
+        self._trainer().fit()
+
+    def wait_for_end(self, fitted: Future[None]) -> None:
+        """Kill the Train controller, so that the thread ends.
+
+        This process would crash if it shut Ray down while the thread waits in Ray for the controller (ray#31145). If
+        Ray has died, it is not shut down (`session.disconnect`).
+        """
+        if not fitted.done() and self.folder.controller.exists() and core_is_alive():
+            kill_actor(read_text(self.folder.controller).strip())
+            wait([fitted], LEAVE_SECONDS)
+
+    def _trainer(self) -> ray.train.torch.TorchTrainer:
+        """The Ray Train run of one controller.
+
+        Ray does not store the checkpoints: it would replace valid ones by damaged ones. It only stores the encoders to
+        validate, each until it is validated, and the last one.
+        """
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))  # Ray passes it to the controller
+        environment = {
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+            **allocator_variables(),
+            **trust_variables(),
+        }
+        return trainer_class()(
+            functools.partial(_run_worker, self.worker, self.folder),
+            datasets={"views": self._remaining},
+            dataset_config=ray.train.DataConfig(execution_options=execution_options(self.experiment)),
+            scaling_config=_scaling(self.experiment.resources),
+            run_config=ray.train.RunConfig(
+                name=self.folder.shown,
+                storage_path=str(self.folder.path),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+                failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+                callbacks=[MetricsFile(self.folder), *self.callbacks],  # type: ignore[list-item]
+                # Ray's type hints still describe Train V1; this is V2.
+                worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]
+            ),
+            validation_config=self.validation,
+        )
+
+    def _remaining(self) -> Dataset:
+        """The data set of a worker group. Ray calls this in the controller, whose Ray Data is not configured yet."""
+        write_text_atomically(self.folder.controller, str(ray.get_runtime_context().get_actor_id()))
+        options = execution_options(self.experiment)
+        configure_data(options.preserve_order)
+        stream = self.stream(self.ledger())
+        stream.set_name(self.folder.shown)
+        stream.context.execution_options = options  # as the DataConfig of Ray Train does
+        return stream
+
+
+def _run_worker(worker: Callable[[], None], folder: StageFolder) -> None:
+    """Run the worker in a trainer, after rank 0 has written the ID of the placement group to a file."""
     group = get_current_placement_group()
     if group is not None and ray.train.get_context().get_world_rank() == 0:
-        write_text_atomically(reserved, group.id.hex())
-    worker(settings)
+        write_text_atomically(folder.reserved, group.id.hex())
+    if not folder.fatal.exists():  # else an earlier worker group has reported a fatal condition
+        worker()
 
 
 def _scaling(resources: Resources) -> ray.train.ScalingConfig:

@@ -27,7 +27,7 @@ from sepscene.augment.separation.reader import ClipReader, ViewMaker, read_segme
 from sepscene.augment.separation.service import SeparationService
 from sepscene.augment.store.separated_store import SeparatedStore
 from sepscene.augment.views import PCM_BYTES, patch_samples
-from sepscene.orchestration.config import Experiment, Resources
+from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.runtime.actor_pools import finite_retries, separation_pool
 from sepscene.orchestration.runtime.placement import actor_demand, reader_demand, separates_live
@@ -95,7 +95,7 @@ def view_stream(
     """
     training = experiment.training
     draws = draws_of(experiment, manifest, ledger)
-    rows = _drawn_rows(draws, training.global_batch, training.service_rows, experiment.resources)
+    rows = _drawn_rows(draws, training.global_batch, training.service_rows)
     return _served(rows, experiment, checkpoints, store, crash_counts, separates_live(experiment), run_name)
 
 
@@ -157,7 +157,7 @@ def _named(actor: type, run_name: str) -> type:
     return type(f"{actor.__name__} of {run_name}", (actor,), {}) if run_name else actor
 
 
-def segment_stream(experiment: Experiment, manifest: Manifest, schedule: Schedule, ledger: Ledger) -> Dataset:
+def segment_stream(experiment: Experiment, manifest: Manifest, ledger: Ledger) -> Dataset:
     """Decoded segments for the training of the separator.
 
     For MixIT, two consecutive rows give a mixture of mixtures; for supervised training, each row is an example.
@@ -167,7 +167,8 @@ def segment_stream(experiment: Experiment, manifest: Manifest, schedule: Schedul
     global_rows = 2 * settings.batch_mixtures
     # Each worker gets whole blocks, for any number of workers, and both clips of a mixture are in the same block.
     block_rows = 2 * math.gcd(*(settings.batch_mixtures // trainers for trainers in resources.trainer_counts))
-    rows = _drawn_rows(DrawRows(manifest.clips, schedule, ledger, experiment.views), global_rows, block_rows, resources)
+    schedule = Schedule(seed=experiment.seed, clips=len(manifest), epochs=-(-ledger.rows // len(manifest)))
+    rows = _drawn_rows(DrawRows(manifest.clips, schedule, ledger, experiment.views), global_rows, block_rows)
     read = read_segments if settings.objective == "mixit" else read_source_segments
     return rows.map_batches(
         partial(read, audio=experiment.audio, segment_seconds=settings.segment_seconds),
@@ -177,7 +178,7 @@ def segment_stream(experiment: Experiment, manifest: Manifest, schedule: Schedul
     )
 
 
-def _drawn_rows(draws: DrawRows, global_rows: int, block_rows: int, resources: Resources) -> Dataset:
+def _drawn_rows(draws: DrawRows, global_rows: int, block_rows: int) -> Dataset:
     """The remaining rows with their draws, padded to whole global batches, in blocks of `block_rows`."""
     steps = draws.batches(global_rows)
     tasks = -(-steps // max(1, ROWS_PER_TASK // global_rows))

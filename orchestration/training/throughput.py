@@ -51,8 +51,6 @@ class StreamBalance(Hook):
         self.experiment = experiment
         self.device = device
         self.live = separates_live(experiment)
-        self.separates = experiment.views.separates
-        self.stored = self.separates and experiment.store.mode != "off"
         self.elastic = self.live and experiment.resources.separation_actors_min is not None
         self.started = False
         self.last = list[dict[str, float]]()
@@ -87,25 +85,22 @@ class StreamBalance(Hook):
         """Add the costs of a batch that has arrived after this waiting time."""
         present_B = batch["row"] != FILLER
         usable_B = usable_rows(batch)
+        present = {name: batch[name][present_B] for name in ("fault", "stored", "damaged")}
         costs = {
             "waiting": waited_seconds,
             "rows": present_B.sum(),
             "usable": usable_B.sum(),
-            "separated": (usable_B & ~batch["stored"].astype(bool)).sum(),
+            "silent": (usable_B & _silent(batch, self.experiment.views.pair)).sum(),
             "reading": batch["reading_seconds"].sum(),
             "separating": batch["separation_seconds"].sum(),
             "queued": batch["queued_seconds"].sum(),
             "delivery": np.maximum(time.time() - batch["made_at"], 0).sum(),
             "read_bytes": batch["read_bytes"].sum(),
             "view_bytes": batch["view_1"].nbytes + batch["view_2"].nbytes,
+            **counts_of_block(present | {"dropped": batch["dropped"]}),
         }
-        if self.separates:
-            costs["silent"] = (usable_B & _silent(batch, self.experiment.views.pair)).sum()
         if self.elastic:
             self.actors.update(batch["made_by"].tolist())
-        if self.stored:
-            present = {name: batch[name][present_B] for name in ("fault", "stored", "damaged")}
-            costs |= counts_of_block({**present, "dropped": batch["dropped"]})
         for name, value in costs.items():
             self.sums[name] += float(value)
 
@@ -140,8 +135,8 @@ class StreamBalance(Hook):
         balance = _mean_of(self.last)
         self.last = []
         before = self.bottleneck
-        self.bottleneck = bottleneck_stage(balance, self.experiment)
-        return "" if self.bottleneck == before else bottleneck(balance, self.experiment)
+        self.bottleneck, advice = _diagnosis(balance, self.experiment)
+        return "" if self.bottleneck == before else advice
 
     def _actors(self) -> int:
         """Number of separation actors; of an elastic pool, those that computed the rows since the last report."""
@@ -170,7 +165,7 @@ class StreamBalance(Hook):
                 "readers/busy": total["reading"] / seconds / resources.readers,
                 "readers/queue_blocks": total["queued"] / blocks,
                 "readers/bytes_per_second": total["read_bytes"] / seconds,
-                "separation/rows_per_second": total["separated"] / seconds,
+                "separation/rows_per_second": total["misses"] / seconds,
                 "separation/busy": total["separating"] / seconds / actors,
                 "separation/queue_blocks": total["delivery"] / blocks,
                 "separation/bytes_per_second": total["view_bytes"] / seconds,
@@ -183,9 +178,11 @@ class StreamBalance(Hook):
             }
         if self.elastic:
             rates["separation/actors"] = actors
-        if self.separates:
+        if self.experiment.views.separates:
             rates["views/silent_share"] = total["silent"] / max(1.0, total["usable"])
-        return rates | ({f"store/{name}": total[name] for name in STORE_COUNTS} if self.stored else {})
+            if self.experiment.store.mode != "off":
+                rates |= {f"store/{name}": total[name] for name in STORE_COUNTS}
+        return rates
 
 
 def _silent(batch: dict[str, np.ndarray], pair: str) -> np.ndarray:
@@ -209,14 +206,10 @@ def balance_of(records: Sequence[dict[str, Any]], stage: str) -> dict[str, float
 
 def _mean_of(found: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The means of the reported metrics, weighted by the time that each report covers."""
-    times = [float(record["balance_seconds"]) for record in found]
-    total = max(sum(times), 1e-9)
-    means = {}
-    for name in found[0]:
-        if name.startswith(_AVERAGED) and all(name in record for record in found):
-            parts = zip(found, times, strict=True)
-            means[name] = sum(float(record[name]) * seconds for record, seconds in parts) / total
-    return means
+    seconds = np.array([record["balance_seconds"] for record in found], float)
+    weights = seconds / max(seconds.sum(), 1e-9)
+    names = [name for name in found[0] if name.startswith(_AVERAGED) and all(name in record for record in found)]
+    return {name: float(weights @ np.array([record[name] for record in found], float)) for name in names}
 
 
 def waiting_share(balance: Mapping[str, float]) -> float:
@@ -260,61 +253,53 @@ def store_counts(records: Sequence[dict[str, Any]]) -> dict[str, int]:
     }
 
 
-def bottleneck_stage(balance: Mapping[str, float], experiment: Experiment) -> str:
-    """The bottleneck: "cores", "trainers", "separation", "readers" or "scheduling"."""
-    resources = experiment.resources
-    on_cpus = not (resources.trainer_gpus or resources.separation_gpus)
-    if on_cpus and balance["trainers/core_share"] < _CORE_SHARE_LIMIT:
-        return "cores"
-    if waiting_share(balance) <= WAITING_LIMIT:
-        return "trainers"
-    stage = _busiest(balance)
-    return "scheduling" if balance[f"{stage}/busy"] < 1 - 2 * WAITING_LIMIT else stage
-
-
-def _busiest(balance: Mapping[str, float]) -> str:
-    """The busiest of the stages before the trainers."""
-    stages = [stage for stage in ("readers", "separation") if f"{stage}/busy" in balance]
-    return max(stages, key=lambda stage: balance[f"{stage}/busy"])
-
-
 def bottleneck(balance: Mapping[str, float], experiment: Experiment) -> str:
     """The bottleneck and what to change, in one or two sentences."""
+    return _diagnosis(balance, experiment)[1]
+
+
+def _diagnosis(balance: Mapping[str, float], experiment: Experiment) -> tuple[str, str]:
+    """The bottleneck ("cores", "trainers", "separation", "readers" or "scheduling"), and the text about it."""
     resources = experiment.resources
     waiting = waiting_share(balance)
     waited = f"the trainers waited {waiting:.0%} of the time"
-    started = round(balance.get("separation/actors", resources.separation_actors))
-    limiting = bottleneck_stage(balance, experiment)
-    if limiting == "cores":
-        return (
-            f"the CPU cores are the bottleneck: each trainer got {balance['trainers/core_share']:.0%} of a core while "
-            f"it worked, and {waited}; more processes will not help, but more cores or store.mode=prefill will"
+    core_share = balance["trainers/core_share"]
+    if not (resources.trainer_gpus or resources.separation_gpus) and core_share < _CORE_SHARE_LIMIT:
+        return "cores", (
+            f"the CPU cores are the bottleneck: each trainer got {core_share:.0%} of a core while it worked, and "
+            f"{waited}; more processes will not help, but more cores or store.mode=prefill will"
         )
-    if limiting == "trainers":
-        advice = f"the trainers are the bottleneck: they waited {waiting:.0%} of the time; raise resources.trainers"
+    actors = round(balance.get("separation/actors", resources.separation_actors))
+    if waiting <= WAITING_LIMIT:
         # Without live separation, no actor can be saved.
-        needed = max(1, math.ceil(started * balance.get("separation/busy", 1) / (1 - WAITING_LIMIT)))
-        return advice + (f"; {needed} of the {started} separation actors would be enough" if needed < started else "")
-    stage = _busiest(balance)
-    busy = balance[f"{stage}/busy"]
-    if limiting == "scheduling":
-        return (
+        needed = max(1, math.ceil(actors * balance.get("separation/busy", 1) / (1 - WAITING_LIMIT)))
+        spare = f"; {needed} of the {actors} separation actors would be enough" if needed < actors else ""
+        advice = f"they waited {waiting:.0%} of the time; raise resources.trainers{spare}"
+        return "trainers", f"the trainers are the bottleneck: {advice}"
+    busy_shares = {stage: balance[f"{stage}/busy"] for stage in ("readers", "separation") if f"{stage}/busy" in balance}
+    stage, busy = max(busy_shares.items(), key=lambda item: item[1])
+    if busy < 1 - 2 * WAITING_LIMIT:
+        return "scheduling", (
             f"scheduling is the bottleneck: {waited}, though no stage was more than {busy:.0%} busy ({stage}); "
             "use larger blocks (training.service_rows)"
         )
-    if stage == "separation" and started < resources.separation_actors:
-        return (
-            f"separation is the bottleneck: {started} of at most {resources.separation_actors} actors {busy:.0%} busy, "
+    if stage == "readers":
+        return stage, f"readers are the bottleneck: {_more('reader', resources.readers, busy, waiting)}"
+    if actors < resources.separation_actors:
+        return stage, (
+            f"separation is the bottleneck: {actors} of at most {resources.separation_actors} actors {busy:.0%} busy, "
             f"{waited}, and Ray has not started more; start with more (resources.separation_actors_min)"
         )
-    process = "separation actor" if stage == "separation" else "reader"
-    field_name = f"{process.replace(' ', '_')}s"
-    count: int = getattr(resources, field_name)
+    more = _more("separation actor", resources.separation_actors, busy, waiting)
+    return stage, f"separation is the bottleneck: {more}, or separate once for all epochs (store.mode=prefill)"
+
+
+def _more(process: str, count: int, busy: float, waiting: float) -> str:
+    """How many processes of a kind there are, how busy they are, and how many to add."""
     needed = max(count + 1, math.ceil(count * busy / (1 - waiting)))
-    verb = "is" if stage == "separation" else "are"
-    more = needed - count
-    advice = (
-        f"{stage} {verb} the bottleneck: {count} {process}{'s' if count > 1 else ''} {busy:.0%} busy, {waited}; "
-        f"add {more} {process}{'s' if more > 1 else ''} (resources.{field_name}: {count} → {needed})"
+    added = needed - count
+    return (
+        f"{count} {process}{'s' if count > 1 else ''} {busy:.0%} busy, the trainers waited {waiting:.0%} of the time; "
+        f"add {added} {process}{'s' if added > 1 else ''} "
+        f"(resources.{process.replace(' ', '_')}s: {count} → {needed})"
     )
-    return advice + (", or separate once for all epochs (store.mode=prefill)" if stage == "separation" else "")

@@ -1,10 +1,7 @@
 """Validation during training: how well the encoder of a step separates the classes, by a k-NN probe.
 
-Every `training.validation_every_steps` steps, and after the last one, Ray Train stores the encoder and passes it to a
-separate task (one at a time; the others queue), while training continues. The task embeds labelled clips of the
-TRAINING split, never of the test split: `training.validation_clips` of them, chosen by the hash of their names, hence
-the same for every seed, trial and restart. Every fourth clip is a query; its neighbours are among the other three
-quarters (`probes.knn_map`). The encoder is trained on these clips, as on all training clips, but without their labels.
+See docs/training.md. The labelled clips are chosen from the TRAINING split, never from the test split, by the hash of
+their names, hence the same for every seed, trial and restart.
 
 Readers of the metrics (MLflow, the report, Tune trials) can rely on this: each validation adds one record to
 RUN/metrics.jsonl,
@@ -24,7 +21,6 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -43,8 +39,8 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.files import read_typed, write_text_atomically
 from sepscene.orchestration.records.run_folder import StageFolder
 from sepscene.orchestration.training.hooks import Hook, Step
+from sepscene.orchestration.training.pretrainer import Pretrainer
 from sepscene.tasks.datasets.readers import Manifest
-from sepscene.tasks.distributed.gather import rank
 from sepscene.tasks.evaluation.embed_sounds import embed_sounds
 
 METRIC = "validation_knn_map"
@@ -56,8 +52,8 @@ BATCH_CLIPS = 8  # clips that are embedded at a time, to limit the memory
 class ProbeClips:
     """The labelled clips of a validation: queries, and the clips among which their neighbours are searched."""
 
-    uris: tuple[str, ...]
-    offsets: tuple[float, ...]
+    uris: list[str]
+    offsets: list[float]
     targets_NK: np.ndarray
     query_N: np.ndarray
     """bool: which clips are queries."""
@@ -71,7 +67,7 @@ def choose_probe(manifest: Manifest, count: int) -> ProbeClips:
     """
     targets_NK = manifest.targets()
     names = manifest.clips["clip_id"].to_pylist()
-    labelled = [n for n in range(len(names)) if targets_NK[n].any()]
+    labelled = np.flatnonzero(targets_NK.any(1)).tolist()
     chosen = sorted(labelled, key=lambda n: hashlib.sha256(names[n].encode()).digest())[:count]
     query_N = np.arange(len(chosen)) % QUERY_EVERY == 0
     targets_NK = targets_NK[chosen]
@@ -81,11 +77,8 @@ def choose_probe(manifest: Manifest, count: int) -> ProbeClips:
             f"validation needs labelled training clips, and a class with several: {len(labelled)} of {len(names)} "
             "clips have a label; set training.validation_every_steps to 0, or raise training.validation_clips"
         )
-    uris = manifest.clips["uri"].to_pylist()
-    offsets = manifest.clips["offset_seconds"].to_pylist()
-    return ProbeClips(
-        tuple(uris[n] for n in chosen), tuple(offsets[n] for n in chosen), targets_NK[:, known_K], query_N
-    )
+    clips = manifest.clips.select(["uri", "offset_seconds"]).take(chosen).to_pydict()
+    return ProbeClips(clips["uri"], clips["offset_seconds"], targets_NK[:, known_K], query_N)
 
 
 def validation_of(experiment: Experiment, manifest: Manifest, folder: StageFolder) -> ray.train.ValidationConfig | None:
@@ -105,20 +98,16 @@ def validation_of(experiment: Experiment, manifest: Manifest, folder: StageFolde
 
 
 class ValidationHook(Hook):
-    """Passes encoders of rank 0 to the validation: writes each in a thread, then attaches it to a later report.
+    """Passes encoders to the validation: writes each in a thread, then attaches it to a later report. For rank 0 only.
 
     Ray only stores the encoder, as a bundle, and not the checkpoints from which a run continues.
     """
 
-    def __init__(self, encoder: Callable[[], Encoder], every: int, last_step: int) -> None:
-        """Args:
-        encoder: returns the current encoder.
-        every: steps from one validation to the next; 0: no validation.
-        last_step: this step is always validated, unless `every` is 0.
-        """
-        self.encoder = encoder
-        self.every = every
-        self.last_step = last_step
+    def __init__(self, worker: Pretrainer) -> None:
+        self.worker = worker
+        self.every = worker.experiment.training.validation_every_steps
+        """0: no validation."""
+        self.last_step = worker.last_step
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="validation-bundle")
         self._bundle: Future[Path] | None = None
         """The bundle of step `_step`, until it is reported."""
@@ -133,9 +122,11 @@ class ValidationHook(Hook):
         due = self.needs_report(step.number)
         if step.reported:
             self._attach(step, wait=due)
-        if due and rank() == 0 and not step.fatal:
+        if due and not step.fatal:
             self._step = step.number
-            encoder = copy.deepcopy(self.encoder()).cpu()  # a copy, because training continues while it is written
+            encoder = copy.deepcopy(
+                self.worker.encoder()
+            ).cpu()  # a copy, because training continues while it is written
             self._bundle = self._writer.submit(_write_bundle, encoder, step.number)
 
     def at_end(self, last: Step) -> None:

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from sepscene.models.config import SepsceneError
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import write_checkpoint
 from sepscene.orchestration.records.run_folder import RunFolder, pretraining_stage
-from sepscene.orchestration.training import saving
+from sepscene.orchestration.training import pretraining, saving
 from sepscene.orchestration.training.builders import build_objective
 from sepscene.orchestration.training.health import DIAGNOSED_EVERY_STEPS, BadSteps, Diagnostics, Quarantine
 from sepscene.orchestration.training.hooks import Batch, Hook, Step, run_steps
@@ -51,7 +50,7 @@ class Recorder(Hook):
 def trained(one: Pretrainer, batches: Iterable[Batch], *hooks: Hook) -> Recorder:
     """Train on some batches with these hooks."""
     recorder = Recorder()
-    run_steps(one, batches, hooks, recorder, RLock())
+    run_steps(one, batches, [*hooks, recorder])
     return recorder
 
 
@@ -97,9 +96,9 @@ def weights(one: Pretrainer) -> list[torch.Tensor]:
 
 
 def test_a_bad_step_changes_no_weight_and_no_running_average(nano: Experiment, tmp_path: Path) -> None:
-    one = worker(nano)
+    one = worker(nano.changed({"training.bad_steps": 10}))
     folder = RunFolder(tmp_path).stage("pretrain")
-    hook = BadSteps(folder, one.bad_rows, max_steps=10)
+    hook = BadSteps(one, folder)
     trained(one, [batch(0)], hook)
     before = weights(one)
     spoil_the_weights(one)
@@ -113,16 +112,17 @@ def test_a_bad_step_changes_no_weight_and_no_running_average(nano: Experiment, t
 
 
 def test_bad_steps_count_over_restarts(nano: Experiment, tmp_path: Path) -> None:
-    one = worker(nano)
+    once = nano.changed({"training.bad_steps": 1})
+    one = worker(once)
     folder = RunFolder(tmp_path).stage("pretrain")
     spoil_the_weights(one)
-    (step,) = trained(one, [batch(0)], BadSteps(folder, one.bad_rows, max_steps=1)).steps
+    (step,) = trained(one, [batch(0)], BadSteps(one, folder)).steps
     assert not step.fatal
     write_checkpoint(tmp_path / "step-00000001", one.state())
-    again = worker(nano, tmp_path / "step-00000001")
+    again = worker(once, tmp_path / "step-00000001")
     assert again.bad_rows == [list(range(8))] and again.step == 1
     spoil_the_weights(again)
-    (step,) = trained(again, [batch(1), batch(2)], BadSteps(folder, again.bad_rows, max_steps=1)).steps
+    (step,) = trained(again, [batch(1), batch(2)], BadSteps(again, folder)).steps
     assert "2 steps had a NaN" in step.fatal and "rows of the last one: 8, 9, 10" in step.fatal
 
 
@@ -143,8 +143,8 @@ def test_replay_uses_the_rows_of_the_last_bad_step(nano: Experiment, tmp_path: P
     nano.save(tmp_path / "experiment.yaml")
     with pytest.raises(SepsceneError, match="has skipped no step"):
         last_bad_rows(tmp_path)
-    one = worker(nano)
-    hook = BadSteps(RunFolder(tmp_path).stage(pretraining_stage(nano.views.pair)), one.bad_rows, max_steps=10)
+    one = worker(nano.changed({"training.bad_steps": 10}))
+    hook = BadSteps(one, RunFolder(tmp_path).stage(pretraining_stage(nano.views.pair)))
     for step in range(2):
         spoil_the_weights(one)
         trained(one, [batch(step)], hook)
@@ -162,17 +162,16 @@ def test_a_batch_without_a_usable_row_changes_no_weight(nano: Experiment) -> Non
 
 
 def test_missing_data_ends_the_run_in_its_second_batch(nano: Experiment) -> None:
-    one = worker(nano)
+    one = worker(nano.changed({"training.quarantine_share": 1.0}))
     batches = [batch(step, spoiled=tuple(range(8))) for step in range(4)]
-    recorder = trained(one, batches, Quarantine(one.ledger, CLIPS, 1.0, CPU))
+    recorder = trained(one, batches, Quarantine(one, CLIPS))
     assert [bool(step.fatal) for step in recorder.steps] == [False, True]
     assert recorder.steps[1].fatal == "no clip of 2 consecutive batches can be used; the first: clip 0: broken"
 
 
 def test_too_many_unusable_clips_end_the_run_in_the_step_that_reads_them(nano: Experiment) -> None:
-    one = worker(nano)
-    recorder = trained(one, [batch(0, spoiled=(3,)), batch(1, spoiled=(4, 5)), batch(2)],
-                       Quarantine(one.ledger, CLIPS, 0.1, CPU))  # fmt: skip
+    one = worker(nano.changed({"training.quarantine_share": 0.1}))
+    recorder = trained(one, [batch(0, spoiled=(3,)), batch(1, spoiled=(4, 5)), batch(2)], Quarantine(one, CLIPS))
     assert one.ledger.quarantined == {"clip 3": "broken", "clip 4": "broken", "clip 5": "broken"}
     assert [step.fatal for step in recorder.steps] == [
         "", "3 of 24 clips cannot be used, more than training.quarantine_share = 0.1; the first: clip 3: broken"
@@ -195,12 +194,12 @@ def test_microbatches_give_the_losses_of_the_whole_batch(nano: Experiment) -> No
 
 def test_diagnostics_run_every_few_steps_and_a_collapse_is_reported_once(nano: Experiment) -> None:
     one = worker(nano)
-    hook = Diagnostics(lambda: one.result, one.objective.coincidence_head)
+    hook = Diagnostics(one)
     records = [step.metrics for step in trained(one, map(batch, range(DIAGNOSED_EVERY_STEPS)), hook).steps]
     assert ["effective_rank" in record for record in records] == [False] * (DIAGNOSED_EVERY_STEPS - 1) + [True]
     assert records[-1].keys() >= {"alignment", "uniformity", "positive_similarity", "coincidence_auc"}
     one = worker(nano.changed({"training.epochs": 40, "training.learning_rate": 1e-9}))
-    hook = Diagnostics(lambda: one.result, one.objective.coincidence_head)
+    hook = Diagnostics(one)
     with torch.no_grad():
         one.objective.get_submodule("trunk").embedding.weight.zero_()  # type: ignore[union-attr, operator]
     events = trained(one, map(batch, range(2 * DIAGNOSED_EVERY_STEPS)), hook).events
@@ -226,7 +225,7 @@ def test_the_first_step_is_reported_immediately_and_later_ones_together(
     monkeypatch.setattr(saving, "REPORT_SECONDS", seconds)
     sent: list[list[int]] = []
     reporting = saving.Reporting(lambda report: sent.append([record["step"] for record in report["steps"]]))
-    run_steps(worker(nano), map(batch, range(3)), [], reporting, RLock())
+    run_steps(worker(nano), map(batch, range(3)), [reporting])
     assert sent == reports
 
 
@@ -243,7 +242,7 @@ def test_the_report_has_the_additions_of_all_hooks_and_a_fatal_step_ends_the_loo
 
     sent: list[dict[str, Any]] = []
     hook = Ending()
-    run_steps(worker(nano), map(batch, range(3)), [hook], saving.Reporting(sent.append), RLock())
+    run_steps(worker(nano), map(batch, range(3)), [hook, saving.Reporting(sent.append)])
     assert [record["added"] for report in sent for record in report["steps"]] == [1, 2]
     assert sent[-1]["fatal"] == "enough" and not hook.ended
 
@@ -258,3 +257,14 @@ def test_fillers_are_not_counted(nano: Experiment) -> None:
 def test_every_worker_starts_from_the_same_weights(nano: Experiment) -> None:
     one, other = (build_objective(nano).state_dict() for _ in range(2))
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_only_rank_0_keeps_the_metrics_of_steps_until_a_checkpoint(
+    nano: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the other ranks, no checkpoint would ever remove them."""
+    monkeypatch.setattr(pretraining, "rank", lambda: 1)
+    found: list[Hook] = []
+    monkeypatch.setattr(pretraining, "run_steps", lambda worker, batches, hooks: found.extend(hooks))
+    pretraining._train(worker(nano), RunFolder(tmp_path).stage("stage"), [], set, print)
+    assert found and not any(isinstance(hook, saving.Saving) for hook in found)

@@ -1,6 +1,8 @@
 """The last checkpoint waits for space on a full disk; if the disk stays full, the message gives the remedy."""
 
 from pathlib import Path
+from threading import RLock
+from unittest.mock import Mock
 
 import pytest
 
@@ -33,7 +35,9 @@ def last_step(run_dir: Path, steps: int, refusals: int, seconds: float, monkeypa
     monkeypatch.setattr(checkpoints, "write_checkpoint", write)
     now = [0]
     folder = RunFolder(run_dir).stage("stage")
-    hook = Saving(folder, lambda: TrainingState(now[0], Ledger(100, [(0, now[0])]), {}), EVERY, kept=1)
+    worker = Mock(pause=RLock(), state=lambda: TrainingState(now[0], Ledger(100, [(0, now[0])]), {}))
+    worker.experiment.training.checkpoint_every_steps = EVERY
+    hook = Saving(worker, folder, kept=1)
     for number in range(1, steps + 1):
         left[0] = refusals if number == steps else 0
         now[0] = number

@@ -5,13 +5,9 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from ray.data import ExecutionOptions
 
-from sepscene.orchestration.config import Resources
-from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.training.stage import Stage
 
@@ -24,25 +20,17 @@ def test_a_signal_ends_the_thread_of_a_stage_before_the_driver_exits(tmp_path: P
     folder.path.mkdir(parents=True)
     ended = threading.Event()
 
-    def train_here(settings: dict[str, Any], ledger: Ledger, stop: threading.Event) -> None:
-        os.kill(os.getpid(), signal.SIGHUP)  # the main thread handles it, while it waits for this one
-        while not folder.wanted.exists():
-            time.sleep(0.01)
-        folder.wanted.unlink()  # as if the checkpoint had been saved
-        stop.wait(30)
-        time.sleep(0.3)  # the rest of the step
-        ended.set()
+    class Stopped(Stage):
+        def fit(self, stop: threading.Event) -> None:
+            os.kill(os.getpid(), signal.SIGHUP)  # the main thread handles it, while it waits for this one
+            while not folder.wanted.exists():
+                time.sleep(0.01)
+            folder.wanted.unlink()  # as if the checkpoint had been saved
+            stop.wait(30)
+            time.sleep(0.3)  # the rest of the step
+            ended.set()
 
-    stage = Stage(
-        folder,
-        worker=lambda settings: None,
-        settings={},
-        stream=lambda ledger: pytest.fail("this stage reads no stream"),
-        rows=8,
-        resources=Resources(),
-        options=ExecutionOptions(),
-        train_here=train_here,
-    )
+    stage = Stopped(folder, rows=8)
     with pytest.raises(SystemExit) as exit_:
         stage.run()
     assert exit_.value.code == 128 + signal.SIGHUP

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from sepscene.clusters.pools import Node
 from sepscene.models.config import SepsceneError
-from sepscene.models.encoders.encoder import load_encoder, save_encoder
+from sepscene.models.encoders.encoder import Encoder, load_encoder, save_encoder
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import named_experiment
 from sepscene.orchestration.records.files import write_text_atomically
@@ -20,6 +21,7 @@ from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.runtime.placement import check_placement, demands, phases
 from sepscene.orchestration.training.builders import encoder_of
 from sepscene.orchestration.training.hooks import Step
+from sepscene.orchestration.training.pretrainer import Pretrainer
 from sepscene.orchestration.training.validation import METRIC, ValidationHook, best_metric, choose_probe, keep_best
 from sepscene.tasks.datasets.manifest import Clip, make_manifest
 from sepscene.tasks.datasets.readers import Manifest
@@ -73,9 +75,15 @@ def options_and_events(hook: ValidationHook) -> tuple[dict[str, Any], list[str]]
     return last.report_options, last.events
 
 
+def hook_of(experiment: Experiment, encoder: Encoder) -> ValidationHook:
+    """The hook of a worker that validates this encoder after steps 7 and 9."""
+    changed = experiment.changed({"training.validation_every_steps": 7})
+    return ValidationHook(Mock(spec=Pretrainer, experiment=changed, encoder=lambda: encoder, last_step=9))
+
+
 def test_an_encoder_is_reported_as_it_was_and_once(nano: Experiment) -> None:
     encoder = encoder_of(nano, None)
-    hook = ValidationHook(lambda: encoder, 7, 9)
+    hook = hook_of(nano, encoder)
     assert options_and_events(hook) == ({}, [])
     before = encoder.trunk.embedding.weight.detach().clone()
     hook.after_step(Step(7))
@@ -89,7 +97,7 @@ def test_an_encoder_is_reported_as_it_was_and_once(nano: Experiment) -> None:
 
 def test_an_encoder_that_is_not_finite_gives_an_event(nano: Experiment) -> None:
     encoder = encoder_of(nano, None)
-    hook = ValidationHook(lambda: encoder, 7, 9)
+    hook = hook_of(nano, encoder)
     with torch.no_grad():
         encoder.trunk.embedding.weight.fill_(torch.nan)
     hook.after_step(Step(7))
