@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from sepscene.orchestration.records.run_folder import StageFolder
+from sepscene.orchestration.runtime.run_processes import core_is_alive
 
 GRACE_SECONDS = 100.0
 """How long a driver that must end waits for the requested checkpoint; jobs are killed after 120 s."""
@@ -33,8 +34,9 @@ def exit_on_signal() -> Iterator[None]:
 def checkpoint_on_signal(folder: StageFolder) -> Iterator[None]:
     """While the block runs, a signal that ends this process first leads to a checkpoint, if the stage has begun.
 
-    A second signal ends it without the checkpoint. Only the main thread can handle signals; the driver of a Tune trial
-    runs in another thread, so the trial continues from its last checkpoint.
+    A second signal ends it without the checkpoint. So does the end of a local Ray, to whose processes some senders send
+    the signal, too (`systemctl stop`). Only the main thread can handle signals; the driver of a Tune trial runs in
+    another thread, so the trial continues from its last checkpoint.
     """
     received: list[int] = []
 
@@ -44,7 +46,7 @@ def checkpoint_on_signal(folder: StageFolder) -> Iterator[None]:
             _print(f"{signal.Signals(number).name}: saving a checkpoint; another signal exits without it")
             folder.wanted.touch()
             deadline = time.monotonic() + GRACE_SECONDS
-            while folder.wanted.exists() and time.monotonic() < deadline:
+            while folder.wanted.exists() and time.monotonic() < deadline and core_is_alive():
                 time.sleep(0.1)
             saved = not folder.wanted.exists()
             _print(("the checkpoint is saved" if saved else "no checkpoint was saved") + "; continue with --resume")

@@ -161,7 +161,7 @@ def start(command: list[str], log: Path, **variables: str) -> subprocess.Popen[b
 def finish(process: subprocess.Popen[bytes], log: Path, seconds: float = 400, code: int = 0) -> None:
     """Wait for a command, which must end with this exit code."""
     try:
-        assert process.wait(seconds) == code, log.read_text()[-3000:]
+        assert process.wait(seconds) == code, f"exit code {process.returncode}: {log.read_text()[-3000:]}"
     finally:
         family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         for one in (process, *family):
