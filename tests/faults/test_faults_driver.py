@@ -109,29 +109,6 @@ def test_a_stage_in_the_drivers_own_process_handles_signals_and_continues(
 
 
 @LONG
-def test_a_signal_to_all_processes_of_a_command_ends_it_soon(
-    nano: Experiment, scenes_dir: Path, ladder: dict[str, str], tmp_path: Path
-) -> None:
-    """As `systemctl stop` sends it; whether a checkpoint is saved depends on how soon Ray's processes end."""
-    command = as_command(long_enough(nano), ladder, scenes_dir, tmp_path, "hit")
-    run_dir = tmp_path / "runs" / "hit"
-    log = tmp_path / "log"
-    process = start(command, log)
-    signalled: list[float] = []
-
-    def inject() -> bool:
-        for one in (*psutil.Process(process.pid).children(), process):
-            one.send_signal(signal.SIGTERM)
-        signalled.append(time.monotonic())
-        return True
-
-    injection = after(12, run_dir, inject)
-    finish(process, log, code=128 + signal.SIGTERM)
-    assert injection.happened and time.monotonic() - signalled[0] < 45  # Ray would wait for 60 s
-    assert "; continue with --resume" in log.read_text()
-
-
-@LONG
 @pytest.mark.parametrize("victim", ["gcs_server", "raylet"])
 def test_a_run_whose_ray_dies_ends_with_an_error_and_continues(
     nano: Experiment,
