@@ -232,7 +232,7 @@ def _tuner(
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output ignores verbose=0
     if tuning.base:
         experiments = [tuning.base]
-        space: dict[str, Any] = {"trial": {"experiment": tuning.base.model_dump(mode="json")}}
+        space: dict[str, Any] = {"trial": {"experiment": tuning.base.model_dump_json()}}
     else:
         experiments = [trial.experiment for trial in waiting if trial.experiment]
         space = {"trial": ray.tune.grid_search([trial.for_tune() for trial in waiting])}

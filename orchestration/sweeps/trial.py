@@ -75,7 +75,7 @@ def run_trial(
     trial = config["trial"]
     chosen = trial.get("settings", {})
     shown = trial["shown"]
-    experiment = Experiment.model_validate(trial["experiment"]).changed(chosen)
+    experiment = Experiment.model_validate_json(trial["experiment"]).changed(chosen)
     files = SweepFolder(Path(folder)).trial(trial["name"])
     run_dir = files.path
     if files.is_over:

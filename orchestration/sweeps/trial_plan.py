@@ -33,9 +33,12 @@ class Trial:
     seed: int = 0
 
     def for_tune(self) -> dict[str, Any]:
-        """The parameters that Ray Tune passes to `run_trial`, as plain values."""
+        """The parameters that Ray Tune passes to `run_trial`.
+
+        The experiment is text: Tune evaluates a mapping with the single key `eval` as Python, wherever it is nested.
+        """
         assert self.experiment is not None
-        return {"name": self.name, "experiment": self.experiment.model_dump(mode="json"), "shown": self.settings}
+        return {"name": self.name, "experiment": self.experiment.model_dump_json(), "shown": self.settings}
 
 
 def trial_name(number: int, seed: int) -> str:

@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.tune
 import yaml
+from ray.tune.search.variant_generator import generate_variants
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.cli.sweep_commands import _from_file, is_sweep
+from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.sweeps.config import SweepConfig, load_sweep, make_sweep
 from sepscene.orchestration.sweeps.search_space import Space, draw_settings, parse_values, split_fields
 from sepscene.orchestration.sweeps.trial_plan import Trial, find_sweep, plan_trials
@@ -46,6 +49,15 @@ def test_short_forms_can_be_swept(experiment: str, field: str, values: list[Any]
     trials = planned(experiment=experiment, over={field: values})
     assert [trial.settings[field] for trial in trials] == values
     assert len({trial.experiment.digest() for trial in trials if trial.experiment}) == 2
+
+
+def test_tune_does_not_evaluate_a_mapping_of_the_experiment() -> None:
+    """Tune takes {"eval": TEXT} for Python code and {"grid_search": LIST} for values, wherever they are nested."""
+    labels = {"resources.trainer_labels": {"eval": "1/0"}, "resources.separation_labels": {"grid_search": "ab"}}
+    (trial,) = planned(over={"alpha": "1"}, changes=labels)
+    space = {"trial": ray.tune.grid_search([trial.for_tune()])}
+    ((_, given),) = generate_variants({"config": space})
+    assert Experiment.model_validate_json(given["config"]["trial"]["experiment"]) == trial.experiment
 
 
 VALIDATES = {"training.validation_every_steps": 60}
