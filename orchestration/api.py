@@ -73,7 +73,6 @@ def pretrain(
     Raises:
         SepsceneError: for an experiment that is invalid or does not fit the machine or cluster, or a stage that fails.
     """
-    from sepscene.orchestration.pipeline.encoders import encoders_of
     from sepscene.orchestration.pipeline.run import Run
     from sepscene.orchestration.pipeline.session import prepared_session
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
@@ -93,14 +92,13 @@ def pretrain(
     with prepared_session(experiment, address, verbose, dashboard):
         with Run.open(folder, experiment, uri, console, resume) as run, _continuable(run, "pretrain"):
             run.callbacks = callbacks
-            train, test = run.manifests
-            ladder = run.ladder(train)
-            bundle = run.encoder(train, ladder)
+            ladder = run.ladder()
+            bundle = run.encoder(ladder)
             # Imported here because scikit-learn and matplotlib take two seconds, which would delay the training.
             from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, print_summary
 
             if evaluate:
-                evaluate_run(run, encoders_of(run, train), train, test, ladder)
+                evaluate_run(run, ladder)
             else:
                 run.publish(experiment.views.pair, bundle)
         print_summary(run)
@@ -126,7 +124,7 @@ def train_separator(
     with prepared_session(experiment, address, verbose):
         opened = Run.open(folder, experiment, default_tracking_uri(storage), Terminal(), resume)
         with opened as run, _continuable(run, "separator", "train"):
-            return run.ladder(run.manifests[0])
+            return run.ladder()
 
 
 def _continuable(run: "Run", *command: str) -> AbstractContextManager[None]:

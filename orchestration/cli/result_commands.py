@@ -49,7 +49,6 @@ def evaluate(
         _evaluate_on_tasks(run, task, out, name, device)
         return
     from sepscene.orchestration.config import load_experiment
-    from sepscene.orchestration.pipeline.encoders import encoders_of
     from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, print_summary
     from sepscene.orchestration.pipeline.run import Run
     from sepscene.orchestration.pipeline.session import prepared_session
@@ -59,9 +58,7 @@ def evaluate(
     experiment = load_experiment(RunFolder(run).experiment)
     with prepared_session(experiment, address, verbose):
         with Run.open(run.resolve(), experiment, tracking_uri_of(run), console, resume=True) as opened:
-            train, test = opened.manifests
-            ladder = opened.ladder(train)
-            evaluate_run(opened, encoders_of(opened, train), train, test, ladder)
+            evaluate_run(opened, opened.ladder())
         print_summary(opened)
 
 

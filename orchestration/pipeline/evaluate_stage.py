@@ -1,7 +1,5 @@
 """The last stage of a run: evaluates its encoder, the baselines and the ladder, and collects the results.
 
-It trains nothing: all encoders are made before.
-
 Shapes: N clips.
 """
 
@@ -17,7 +15,7 @@ from sepscene.augment.audio import ClipError
 from sepscene.augment.synthetic.shared_events import describe_shared_events
 from sepscene.augment.synthetic.sources import read_sources
 from sepscene.models.config import SepsceneError
-from sepscene.models.encoders.encoder import update_card
+from sepscene.models.encoders.encoder import save_encoder, update_card
 from sepscene.models.trust import trust_variables
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.evaluation.compare import TEST_CLIPS
@@ -40,6 +38,7 @@ from sepscene.orchestration.records.run_folder import pretraining_stage
 from sepscene.orchestration.reports.listening_data import listening_page
 from sepscene.orchestration.reports.run_report import write_report
 from sepscene.orchestration.runtime.placement import actor_demand
+from sepscene.orchestration.training.builders import encoder_of
 from sepscene.orchestration.training.throughput import balance_of, bottleneck, store_counts, waiting_share
 from sepscene.tasks.datasets.readers import Manifest
 
@@ -49,19 +48,18 @@ SHARED_EVENT_SCENES = 32
 """Number of scenes from whose sources the share of pairs with a common event is estimated."""
 
 
-def evaluate_run(
-    run: Run, bundles: Mapping[str, Path], train: Manifest, test: Manifest, ladder: dict[str, str]
-) -> RunResults:
+def evaluate_run(run: Run, ladder: dict[str, str]) -> RunResults:
     """Evaluate the run's encoder and its baselines, write results.json and the report, and log both.
 
+    Baselines that the run does not have yet are trained before.
+
     Args:
-        bundles: name of each encoder -> folder of its bundle; the run's own encoder is the first.
-        train: the clips that train the probes.
-        test: the clips that are evaluated; for cross-validation, the same as `train`.
-        ladder: processor name -> folder, evaluated on held-out mixtures.
+        ladder: processor name -> folder, evaluated on held-out mixtures; empty: only the encoders are evaluated.
     """
     experiment = run.experiment
-    scores = scores_of_ladder(ladder, test, experiment) if ladder else None
+    train, test = run.manifests
+    bundles = _encoders_of(run)
+    scores = _scores_of_ladder(ladder, test, experiment) if ladder else None
     run.record_inputs(ladder, training=train, evaluation=test)
     parts = (train,) if experiment.data.by_folds else (train, test)
     clips = sum(len(part.clips) for part in parts)
@@ -78,7 +76,7 @@ def evaluate_run(
             evaluated = encoders[0].name if encoders[0].metrics else None
             listening_page(run.folder, test, experiment.audio, ladder, processors, evaluated, has_report=True)
     unread = [len(part) - len(h[encoders[0].name].position_N) for part, h in zip(parts, embedded, strict=True)]
-    results = collect_results(run, train, test, encoders, processors, sum(unread))
+    results = _collect_results(run, encoders, processors, sum(unread))
     results.save(run.folder)
     metrics = {f"{e.name}/{name}": metric.value for e in encoders for name, metric in e.metrics.items()}
     run.tracker.log_metrics(STAGE, metrics)
@@ -93,10 +91,25 @@ def evaluate_run(
     return results
 
 
-def score_ladder(run: Run, test: Manifest, ladder: dict[str, str]) -> None:
+def _encoders_of(run: Run) -> dict[str, Path]:
+    """Name of each encoder -> folder of its bundle: the run's own, one trained like it but without separation
+    ("mix-mix"), and an untrained one. Missing baselines are made."""
+    bundles = {run.experiment.views.pair: run.files.encoder}
+    if not run.experiment.evaluation.baselines:
+        return bundles
+    if run.experiment.views.separates:
+        bundles["mix-mix"] = run.encoder({}, pair="mix-mix")
+    bundles["untrained"] = run.files.baseline("untrained")
+    if not bundles["untrained"].exists():
+        save_encoder(encoder_of(run.experiment, None), bundles["untrained"], {"title": "untrained", "steps": 0})
+    return bundles
+
+
+def score_ladder(run: Run, ladder: dict[str, str]) -> None:
     """Evaluate a ladder that many trials share, and write its listening page, RUN/listen.html."""
+    test = run.manifests[1]
     with run.stage("ladder", "listen to the ladder", len(ladder) + 1):
-        processors = ray.get(scores_of_ladder(ladder, test, run.experiment))
+        processors = ray.get(_scores_of_ladder(ladder, test, run.experiment))
         run.advance(len(ladder))
         page = listening_page(run.folder, test, run.experiment.audio, ladder, processors)
         _log_files(run, page, run.files.sounds)
@@ -109,7 +122,7 @@ def _log_files(run: Run, *paths: Path) -> None:
             run.tracker.log_artifact("", path, path.name if path.is_dir() else None)
 
 
-def scores_of_ladder(
+def _scores_of_ladder(
     ladder: Mapping[str, str], test: Manifest, experiment: Experiment
 ) -> "ray.ObjectRef[list[ProcessorResult]]":
     """The metrics of a whole ladder, computed by a Ray task on a CPU of the nodes for separation actors."""
@@ -119,24 +132,15 @@ def scores_of_ladder(
     return ray.remote(score_processors).options(**options).remote(ladder, replace(test, clips=clips), experiment)
 
 
-def collect_results(
-    run: Run,
-    train: Manifest,
-    test: Manifest,
-    encoders: list[EncoderResult],
-    processors: list[ProcessorResult],
-    unread: int,
+def _collect_results(
+    run: Run, encoders: list[EncoderResult], processors: list[ProcessorResult], unread: int
 ) -> RunResults:
     """The results of a run, from the evaluation and from the timings, metrics and ledger in its folder.
 
     Args:
-        run: the run.
-        train: the training clips.
-        test: the test clips; for cross-validation, the same as `train`.
-        encoders: the run's own encoder is the first.
-        processors: the checkpoints of the ladder.
         unread: number of clips that the evaluation could not read.
     """
+    train, test = run.manifests
     experiment = run.experiment
     files = run.files
     clips = len(train.clips) + (0 if experiment.data.by_folds else len(test.clips))

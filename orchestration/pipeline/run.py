@@ -276,17 +276,17 @@ class Run:
                 write_scenes(folder, count, self.experiment.seed, split, config, with_sources, progress=progress)
                 done += count
 
-    def ladder(self, train: Manifest) -> dict[str, str]:
-        """The processors of the configuration, or the ladder, which this trains."""
+    def ladder(self) -> dict[str, str]:
+        """The processors of the configuration, or the ladder, which this trains: name -> folder."""
         experiment = self.experiment
         if experiment.separator.checkpoints:
             return checkpoint_folders(experiment.separator.checkpoints, self.files.ladder)
         if not experiment.views.separates and not experiment.evaluation.baselines:
             return {}
+        train, test = self.manifests
         self.record_inputs({}, training=train)
-        steps = separator_steps(experiment)
-        with self.stage(SEPARATOR, "train separator", steps, counts="step"):
-            return train_separator(experiment, train, self.folder, self.manifests[1], self.callbacks)
+        with self.stage(SEPARATOR, "train separator", separator_steps(experiment), counts="step"):
+            return train_separator(experiment, train, self.folder, test, self.callbacks)
 
     def store_uri(self) -> str:
         """URI of the SeparatedStore; by default, one next to the run for all runs of its storage."""
@@ -297,19 +297,13 @@ class Run:
         store = self.experiment.store
         return None if store.mode == "off" else SeparatedStore(self.store_uri(), store.settings)
 
-    def prefill(
-        self, train: Manifest, ladder: dict[str, str], processors: tuple[str, ...] | None = None
-    ) -> PrefillResult:
-        """Separate every clip with every processor into the store.
+    def prefill(self, ladder: dict[str, str], processors: tuple[str, ...] | None = None) -> PrefillResult:
+        """Separate every training clip into the store with these processors; None: those of the combination.
 
         A prefill that any run has completed before is skipped. Clips that cannot be used are reported; training will
         quarantine them. Missing entries are reported, too; the next prefill tries them again.
-
-        Args:
-            train: the clips.
-            ladder: processor name -> folder.
-            processors: some names of the ladder; None: those of the experiment's combination.
         """
+        train, _ = self.manifests
         processors = processors or self.experiment.views.combination
         views = {"views.combination": processors, "views.weights": None, "views.curriculum": ()}
         experiment = self.experiment.changed(views)
@@ -333,12 +327,13 @@ class Run:
             )  # fmt: skip
         return filled
 
-    def encoder(self, train: Manifest, ladder: dict[str, str], pair: str | None = None) -> Path:
+    def encoder(self, ladder: dict[str, str], pair: str | None = None) -> Path:
         """Pre-train an encoder and write its bundle; `pair` overrides `views.pair` for a baseline.
 
         Returns:
             The bundle's folder: RUN/encoder, or RUN/baselines/<pair>.
         """
+        train, _ = self.manifests
         self.record_inputs(ladder, training=train)
         experiment = self.experiment
         bundle = self.files.encoder
@@ -348,7 +343,7 @@ class Run:
         stage = pretraining_stage(experiment.views.pair)
         rows = schedule_of(experiment, len(train.clips)).rows
         if experiment.store.mode == "prefill" and experiment.views.separates:
-            self.prefill(train, ladder)
+            self.prefill(ladder)
         with self.stage(stage, stage, rows, pair=experiment.views.pair):
             newest = pretrain(experiment, train, ladder, self.folder, stage, self.store(), self.callbacks)
             state = read_checkpoint(newest)

@@ -93,12 +93,12 @@ def prepare_shared(
     if separating and not base.views.separates:  # trials may separate where the base does not
         ours = ours.changed({"views.pair": "mix-chan"})
     with Run.open(SweepFolder(folder).shared.path, ours, tracking_uri, console, resume=True, tags=tags) as run:
-        train, test = run.manifests
-        ladder = run.ladder(train) if separating else {}
+        _ = run.manifests  # checks the data, and generates the scenes that all trials share
+        ladder = run.ladder() if separating else {}
         if ladder and not run.files.listening_page.exists():
-            score_ladder(run, test, ladder)
+            score_ladder(run, ladder)
         if separating and ours.store.mode != "off":
-            run.prefill(train, ladder, separating)
+            run.prefill(ladder, separating)
             ours = ours.changed({"store.mode": "prefill"})
     # Trials run in separate processes, possibly on other hosts, with other working folders: paths must be absolute.
     root = base.data.root or str(SweepFolder(folder).shared.scenes)

@@ -22,7 +22,6 @@ from typing import Any
 import ray.tune
 
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.pipeline.encoders import encoders_of
 from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run
 from sepscene.orchestration.pipeline.run import Run
 from sepscene.orchestration.records.files import read_typed_or, write_text_atomically
@@ -52,10 +51,9 @@ def whole_run(run_dir: Path, experiment: Experiment, tracking_uri: str, tags: di
     """Train and evaluate one encoder; continues an earlier start of the same run."""
     configure_data(experiment.training.ordered)
     with Run.open(run_dir, experiment, tracking_uri, Terminal(quiet=True), resume=True, tags=tags) as run:
-        train, test = run.manifests
-        note_steps(run_dir, experiment, len(train.clips))
-        run.encoder(train, run.ladder(train))
-        results = evaluate_run(run, encoders_of(run, train), train, test, {})
+        note_steps(run_dir, experiment, len(run.manifests[0]))
+        run.encoder(run.ladder())
+        results = evaluate_run(run, {})
         run.tracker.tag("", {"status": "finished"})
     return results
 
