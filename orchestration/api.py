@@ -220,7 +220,7 @@ def run_sweep(
     base, space = config.checked()
     planned = plan_trials(config, base, space)  # raises an error for bad combinations before anything starts
     check_splits(base.data)
-    trials = [trial.experiment for trial in planned if trial.experiment] or [base]
+    trials = [trial.experiment for trial in planned] or [base]
     most = most_demanding(trials)
     from sepscene.orchestration.sweeps import sweep as sweeps
 

@@ -234,7 +234,7 @@ def _tuner(
         experiments = [tuning.base]
         space: dict[str, Any] = {"trial": {"experiment": tuning.base.model_dump_json()}}
     else:
-        experiments = [trial.experiment for trial in waiting if trial.experiment]
+        experiments = [trial.experiment for trial in waiting]
         space = {"trial": ray.tune.grid_search([trial.for_tune() for trial in waiting])}
     return ray.tune.Tuner(
         ray.tune.with_resources(driver, {"CPU": DRIVER_CPUS}),

@@ -75,7 +75,7 @@ def sweep(
 
 def _processors(base: Experiment, trials: list[Trial], space: Space) -> set[str]:
     """The processors that any trial can need: those of the trials, or of the base and the space for Optuna."""
-    names = processors_of([trial.experiment for trial in trials if trial.experiment] or [base])
+    names = processors_of([trial.experiment for trial in trials] or [base])
     combinations = space.get("views.combination", [])
     if isinstance(combinations, list):
         names |= {name for combination in combinations for name in combination}

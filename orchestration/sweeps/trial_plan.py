@@ -22,13 +22,11 @@ class Trial:
 
     Attributes:
         name: name of its folder.
-        experiment: its experiment; None for a finished or running trial that Optuna chose, which is stored only in its
-            folder.
         settings: the settings that distinguish it from other trials, for tables.
     """
 
     name: str
-    experiment: Experiment | None
+    experiment: Experiment
     settings: dict[str, Setting] = field(default_factory=dict)
     seed: int = 0
 
@@ -37,7 +35,6 @@ class Trial:
 
         The experiment is text: Tune evaluates a mapping with the single key `eval` as Python, wherever it is nested.
         """
-        assert self.experiment is not None
         return {"name": self.name, "experiment": self.experiment.model_dump_json(), "shown": self.settings}
 
 

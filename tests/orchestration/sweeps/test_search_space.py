@@ -31,7 +31,6 @@ def test_a_grid_is_every_combination_with_every_seed_and_typed_values() -> None:
         "objective.temperature": 0.2,  # YAML reads 2e-1 as text, the configuration converts it to a number
         "objective.alpha": 1.0,
     }
-    assert last.experiment is not None
     assert (last.experiment.objective.temperature, last.experiment.seed) == (0.2, 1)
 
 
@@ -48,7 +47,7 @@ def test_a_grid_is_every_combination_with_every_seed_and_typed_values() -> None:
 def test_short_forms_can_be_swept(experiment: str, field: str, values: list[Any]) -> None:
     trials = planned(experiment=experiment, over={field: values})
     assert [trial.settings[field] for trial in trials] == values
-    assert len({trial.experiment.digest() for trial in trials if trial.experiment}) == 2
+    assert len({trial.experiment.digest() for trial in trials}) == 2
 
 
 def test_tune_does_not_evaluate_a_mapping_of_the_experiment() -> None:
@@ -186,7 +185,7 @@ def test_probabilities_and_curricula_can_be_swept() -> None:
     assert [trial.settings["views.weights"] for trial in planned(over=over)] == ["3-1", "1-1"]
     points = "[{at: 0, weights: [0, 1]}, {at: 1, weights: [1, 0]}]"
     (trial,) = planned(over=split_fields([f"views.curriculum={points}"]))
-    assert trial.experiment is not None and len(trial.experiment.views.curriculum) == 2
+    assert len(trial.experiment.views.curriculum) == 2
     assert trial.name == "t000-s0"
 
 

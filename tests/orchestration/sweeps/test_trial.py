@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sepscene.orchestration.records.results import EncoderResult, Metric, RunResults
-from sepscene.orchestration.sweeps.trial_plan import Trial
+from sepscene.orchestration.records.results import EncoderResult, Metric, RunResults, TrialFacts
 
 pytestmark = pytest.mark.slow  # imports Ray and MLflow
 
@@ -49,7 +48,7 @@ def test_the_mlflow_runs_of_unfinished_trials_are_closed(tmp_path: Path) -> None
                 tracker.finish(stage)
         if word:
             (run_dir / word).write_text(f"why it {name}")
-        trials.append(Trial(name, None, {}, 0))
+        trials.append(TrialFacts(name=name, settings={}, seed=0, gpus=0))
     close_runs(outcomes(trials, tmp_path), tmp_path, uri)
     client = MlflowClient(tracking_uri=uri)
     found = {name: [client.get_run(run) for run in ids] for name, ids in runs.items()}
@@ -84,7 +83,7 @@ def test_the_live_table_shows_which_trials_run_and_which_wait(tmp_path: Path) ->
         run_dir = tmp_path / "trials" / name
         (run_dir / "held").mkdir(parents=True)
         (run_dir / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
-        trials.append(Trial(name, None, {"objective.temperature": 0.25}, 0))
+        trials.append(TrialFacts(name=name, settings={"objective.temperature": 0.25}, seed=0, gpus=0))
     for name, age in (("now", 1), ("earlier", 3600)):
         mark = tmp_path / "trials" / name / "held" / "1"
         mark.touch()
