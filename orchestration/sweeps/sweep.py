@@ -74,12 +74,12 @@ def sweep(
 
 
 def _processors(base: Experiment, trials: list[Trial], space: Space) -> set[str]:
-    """The processors that any trial can need: those of the trials, or of the base and the space for Optuna."""
-    names = processors_of([trial.experiment for trial in trials] or [base])
-    combinations = space.get("views.combination", [])
-    if isinstance(combinations, list):
-        names |= {name for combination in combinations for name in combination}
-    return names
+    """The processors that any trial can need. The trials of Optuna are not known yet."""
+    lists = {field: values for field, values in space.items() if isinstance(values, list)}
+    names = processors_of([trial.experiment for trial in trials])
+    if not trials and (base.views.separates or set(lists.get("views.pair", [])) - {base.views.pair}):
+        names = set(base.views.combination)
+    return names.union(*lists.get("views.combination", []))
 
 
 def _params(config: SweepConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -102,6 +103,26 @@ def test_the_live_table_shows_which_trials_run_and_which_wait(tmp_path: Path) ->
         ("done", "τ 0.25", "finished", "192", "4.100", "0.310", "0.312"),
     ]
     Console(quiet=True).print(table)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "over", "expected"),
+    [
+        ("table2/mix-mix", {"views.pair": ["mix-mix", "mix-chan"]}, {"S2"}),
+        ("table2/mix-mix", {"alpha": [0.5, 1.0]}, set()),
+        ("table4/N/simclr", {"combination": ["S2", "S2+F"], "pair": ["mix-mix", "mix-chan"]}, {"N", "S2", "F"}),
+    ],
+)
+def test_the_separators_that_trials_of_optuna_can_need_are_made_once(
+    experiment: str, over: dict[str, Any], expected: set[str]
+) -> None:
+    from sepscene.orchestration.sweeps.config import make_sweep
+    from sepscene.orchestration.sweeps.sweep import _processors
+
+    changes = {"training.validation_every_steps": 60, "objective.alpha": 1.0}
+    config = make_sweep(experiment=experiment, over=over, search="optuna", budget={"trials": 4}, changes=changes)
+    base, space = config.checked()
+    assert _processors(base, [], space) == expected
 
 
 def test_trials_use_fewer_resources_when_more_then_fit(monkeypatch: pytest.MonkeyPatch) -> None:
