@@ -42,9 +42,6 @@ def parent_run(
 ) -> Iterator[tuple[Tracker, dict[str, str]]]:
     """The MLflow run of a sweep or reproduction. When the block fails, prints the command that continues it.
 
-    Args:
-        tags, params: for the MLflow run.
-
     Yields:
         Its tracker, and the tags that make other runs its children.
     """
@@ -81,7 +78,6 @@ def prepare_shared(
     Args:
         base: the experiment that the trials vary.
         processors: names of the processors that any trial needs.
-        tags: for the MLflow run of this step.
 
     Returns:
         The experiment, set to use the shared data.
@@ -145,7 +141,7 @@ def run_trials(
     work: Work = whole_run,
     callbacks: Sequence[ray.tune.Callback] = (),
 ) -> list[Outcome]:
-    """Run all trials that are not finished. A failed trial does not stop the others.
+    """Run all trials that are not finished, and return the outcomes of all. A failed trial does not stop the others.
 
     The state of a trial is stored only in its folder: to continue after a crash, neither the driver nor Tune's own
     state is needed.
@@ -154,12 +150,8 @@ def run_trials(
         trials: with unique names, stored in FOLDER/trials/<name>; empty if Optuna chooses them.
         ended: called with the outcomes of all trials whenever one ends.
         tuning: scheduler, searcher and stopper for Tune; None: all trials run to their end.
-        tags: for the MLflow runs of the trials.
         work: the function that a trial runs.
         callbacks: callbacks of the user for Tune.
-
-    Returns:
-        The outcomes of all trials.
     """
     SweepFolder(folder).trials.mkdir(parents=True, exist_ok=True)
     tuning = tuning or Tuning()

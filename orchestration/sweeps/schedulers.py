@@ -1,8 +1,7 @@
 """How a sweep chooses and stops its trials, with the schedulers and searchers of Ray Tune.
 
-All of them use `validation_knn_map`, the nearest-neighbour mAP on held-out training clips that a trial reports during
-training. They do not use the training loss: it depends on the temperature, alpha and the batch, so that a trial with a
-low loss may have learned nothing. They do not use test metrics either: selection would bias them.
+All of them use `validation_knn_map`, which a trial reports during training. docs/sweeps.md says why they use neither
+the training loss nor a test metric.
 """
 
 import json

@@ -1,15 +1,7 @@
 """The driver of one trial: a complete run inside a Tune trial, which reports its validations to Tune during training.
 
-When a trial is started again, it continues from its newest checkpoint. All of its state is in its folder:
-
-| file | content |
-|---|---|
-| trial.json | name, settings and seed of the trial, its newest validation, its number of steps and of GPUs |
-| held/<nanoseconds> | one file per start; it held its resources from the time in its name to its last modification |
-| results.json | its metrics |
-| finished | exists when the trial is finished, including its report, published encoder and MLflow run |
-| failure | why it failed; it runs again when the sweep is continued |
-| stopped | why a scheduler stopped it; it does not run again |
+When a trial is started again, it continues from its newest checkpoint. All of its state is in its folder (`RunFolder`).
+A failed trial runs again when its sweep is continued, one that a scheduler has stopped does not.
 """
 
 import json
@@ -67,8 +59,6 @@ def run_trial(
         config: "trial" with its "name", "experiment", the settings that tables show ("shown") and, if a searcher chose
             them, the "settings" to change in the experiment.
         folder: of the sweep.
-        tags: for the MLflow run of the trial; they include its parent.
-        work: the function that trains and evaluates.
     """
     trial = config["trial"]
     chosen = trial.get("settings", {})
