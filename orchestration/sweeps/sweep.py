@@ -74,7 +74,9 @@ def sweep(
 
 
 def _processors(base: Experiment, trials: list[Trial], space: Space) -> set[str]:
-    """The processors that any trial can need. The trials of Optuna are not known yet."""
+    """The shared processors that any trial can need. The trials of Optuna are not known yet."""
+    if "separator.checkpoints" in space:  # each trial has its own
+        return set()
     lists = {field: values for field, values in space.items() if isinstance(values, list)}
     names = processors_of([trial.experiment for trial in trials])
     if not trials and (base.views.separates or set(lists.get("views.pair", [])) - {base.views.pair}):

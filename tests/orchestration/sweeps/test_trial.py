@@ -110,10 +110,11 @@ def test_the_live_table_shows_which_trials_run_and_which_wait(tmp_path: Path) ->
     [
         ("table2/mix-mix", {"views.pair": ["mix-mix", "mix-chan"]}, {"S2"}),
         ("table2/mix-mix", {"alpha": [0.5, 1.0]}, set()),
+        ("table4/N/simclr", {"separator.checkpoints": [{"N": "one", "S2": "one"}, {"N": "two", "S2": "two"}]}, set()),
         ("table4/N/simclr", {"combination": ["S2", "S2+F"], "pair": ["mix-mix", "mix-chan"]}, {"N", "S2", "F"}),
     ],
 )
-def test_the_separators_that_trials_of_optuna_can_need_are_made_once(
+def test_the_separators_that_trials_share_are_made_once(
     experiment: str, over: dict[str, Any], expected: set[str]
 ) -> None:
     from sepscene.orchestration.sweeps.config import make_sweep
