@@ -21,6 +21,7 @@ from sepscene.models.custom import CustomCode
 from sepscene.models.settings import Cnn14Config
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.mini.data import describe_data, prepare_stores
+from sepscene.orchestration.mini.training import check_supported
 from sepscene.orchestration.mini.trial import TrialRecord, run_trial
 from sepscene.orchestration.presets import COINCIDENCE_FIELDS, ROW_FIELDS, shipped_ladder
 from sepscene.orchestration.records.environment import command_line, environment
@@ -48,16 +49,17 @@ def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console
     """
     torch.set_num_threads(1)
     _check_no_custom_code(rows)
+    for row in rows:
+        check_supported(row)
     begin = time.monotonic()
     files = StudyFolder(folder)
     _check_same_study(rows, folder)
-    named = [(UNTRAINED, rows[0])]
-    named += [(row.name, row) for row in rows]
-    planned = []
-    for seed in range(seeds):
-        for name, row in named:
-            if not _finished(folder, name, seed):
-                planned.append((name, row.changed({"seed": seed})))
+    planned = [
+        (name, row.changed({"seed": seed}))
+        for seed in range(seeds)
+        for name, row in [(UNTRAINED, rows[0]), *((row.name, row) for row in rows)]
+        if not _finished(folder, name, seed)
+    ]
     if planned:
         train, test, processors = prepare_stores(rows, folder.parent, console)
     for number, (name, experiment) in enumerate(planned):

@@ -162,6 +162,9 @@ def test_unsupported_settings_are_refused(data: tuple[Path, str], change: str, t
     ours = experiment(data, "table4/N/simclr", change)
     with pytest.raises(SepsceneError, match=change.split("=")[0]):
         check_supported(ours)
+    with pytest.raises(SepsceneError, match=change.split("=")[0]):
+        run_study([experiment(data, "table2/mix-mix"), ours], 1, tmp_path / "study", Console(quiet=True))
+    assert not list(tmp_path.iterdir()), "refused before anything is separated"
     with pytest.raises(SepsceneError, match=change.split("=")[0]):  # the loop of the benchmark, before it starts
         trained(ours, read_manifest("scenes", str(data[0] / "scenes")), {}, None)  # type: ignore[arg-type]
 
