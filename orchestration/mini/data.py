@@ -155,21 +155,10 @@ class LogMelStore:
         return open_memmap(path, "r+")
 
 
-def prepare_stores(
-    rows: list[Experiment], storage: Path, console: Console
-) -> tuple[LogMelStore, LogMelStore, dict[str, str]]:
-    """Compute the log-mels that the rows need, where they are missing.
+def prepare_stores(rows: list[Experiment], storage: Path, console: Console) -> tuple[LogMelStore, LogMelStore]:
+    """The log-mels that rows of a study need: of the training clips with their channels, and of the test clips.
 
-    Other processes that need the same data wait until it is complete.
-
-    Args:
-        rows: experiments of scale mini over the same data.
-        storage: folder of the studies.
-        console: shows the progress.
-
-    Returns:
-        The log-mels of the training clips with all channels that any row needs, those of the test clips, and the folder
-        of each separator by name.
+    Missing ones are computed. Other processes that need the same data wait until it is complete.
 
     Raises:
         SepsceneError: when a clip cannot be read, or a separator is damaged.
@@ -186,7 +175,7 @@ def prepare_stores(
         test_store = LogMelStore(shared.logmels, base, test)
         train_store.fill(processors, backgrounds, console)
         test_store.fill({}, console=console)
-    return train_store, test_store, processors
+    return train_store, test_store
 
 
 def describe_data(base: Experiment) -> dict[str, str]:

@@ -41,7 +41,6 @@ def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console
         rows: experiments of scale mini over the same data.
         seeds: number of seeds of each row, from 0 to seeds - 1.
         folder: folder of the study.
-        console: shows the progress.
         hours: start no trial after this many hours; None: no limit.
 
     Raises:
@@ -61,14 +60,14 @@ def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console
         if not _finished(folder, name, seed)
     ]
     if planned:
-        train, test, processors = prepare_stores(rows, folder.parent, console)
+        train, test = prepare_stores(rows, folder.parent, console)
     for number, (name, experiment) in enumerate(planned):
         if hours is not None and time.monotonic() - begin > 3600 * hours:
             break
         with claimed(files.running(name, experiment.seed)) as acquired:
             if not acquired or _finished(folder, name, experiment.seed):
                 continue
-            record = run_trial(experiment, train, test, processors, untrained=name == UNTRAINED)
+            record = run_trial(experiment, train, test, untrained=name == UNTRAINED)
             record.save(files.trial(name, experiment.seed))
         speed = f", {record.steps_per_second:.1f} steps per second" if record.steps else ""
         found = f"{record.metrics['shallow_map']:.3f}{speed}"
