@@ -52,7 +52,6 @@ from sepscene.tasks.datasets.readers import Manifest, read_manifest
 
 logger = logging.getLogger("sepscene")
 
-
 BALANCE_EVERY = 10
 """Of this many reports of the balance, one is printed along with the progress."""
 
@@ -179,13 +178,11 @@ class Run:
         """Time a stage, show its progress, and mirror its metrics to MLflow.
 
         Args:
-            name: of the stage, in metrics and in MLflow.
-            title: for the terminal.
+            name: of the stage, in metrics and in MLflow; `title` is for the terminal.
             total: the end of the progress.
             counts: the field of a metrics record that gives the progress.
             pair: kind of its positive pairs, for the tags; None: as in the experiment.
         """
-        started = time.perf_counter()
         about = {"stage": name, "mlflow.note.content": f"Stage {name} of {summary_of(self.experiment)}"}
         tags = self.tags() | about | ({"pair": pair} if pair else {})
         self.tracker.start(name, tags, parameters_of(self.experiment))
@@ -206,13 +203,13 @@ class Run:
 
             self._progress = shown.update
             with (
+                self._timed(name),
                 closing(self.tracker, name),
                 locked(self.files),
                 following(self.folder, self.tracker, show),
                 sampled(self.folder, name),
             ):
                 yield
-        self.add_timing(name, time.perf_counter() - started)
 
     def _done(self, stage: str, counts: str) -> float:
         """Progress of an earlier command in a training stage; 0 for a new stage or one without checkpoints."""
@@ -225,11 +222,19 @@ class Run:
         """Update the progress of a stage that runs in this process."""
         self._progress(done)
 
-    def add_timing(self, name: str, seconds: float) -> None:
-        """Add to the wall time of a stage in RUN/stages.json, which sums the commands of a continued stage."""
-        timings = read_typed_or(self.files.timings, dict[str, float], {})
-        timings[name] = timings.get(name, 0.0) + seconds
-        write_text_atomically(self.files.timings, json.dumps(timings, indent=2))
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        """Add the time of the block to RUN/stages.json, which sums all commands of a stage, interrupted ones too."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            timings = read_typed_or(self.files.timings, dict[str, float], {})
+            timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - started
+            try:
+                write_text_atomically(self.files.timings, json.dumps(timings, indent=2))
+            except OSError as error:  # must not hide why the stage ended
+                logger.warning("%s cannot be written (%s)", self.files.timings, error)
 
     @cached_property
     def manifests(self) -> tuple[Manifest, Manifest]:
