@@ -193,22 +193,18 @@ class TrialEndCallback(ray.tune.Callback):
         """Also called for trials that a scheduler stops, but not when the budget is spent."""
         percent = float(trial.last_result.get(PERCENT, math.nan))
         metric = float(trial.last_result.get(METRIC, math.nan))
-        folder = self._folder(trial)
-        self._note(folder, folder.stopped, f"at {percent:.0f} % of its rows, with a validation kNN mAP of {metric:.3f}")
-        self.ended()
+        reason = f"at {percent:.0f} % of its rows, with a validation kNN mAP of {metric:.3f}"
+        self._end(trial, RunFolder.stopped, reason)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Also called when the driver process of a trial died."""
-        folder = self._folder(trial)
-        self._note(folder, folder.failure, "its driver process died; see Ray's logs for the reason")
+        self._end(trial, RunFolder.failure, "its driver process died; see Ray's logs for the reason")
+
+    def _end(self, trial: Any, file: Path, reason: str) -> None:
+        run = SweepFolder(self.folder).trial(_name(trial))
+        if run.path.exists() and not run.is_over and not run.failure.exists():
+            write_text_atomically(run.path / file, reason)
         self.ended()
-
-    def _folder(self, trial: Any) -> RunFolder:
-        return SweepFolder(self.folder).trial(_name(trial))
-
-    def _note(self, folder: RunFolder, file: Path, reason: str) -> None:
-        if folder.path.exists() and not folder.is_over and not folder.failure.exists():
-            write_text_atomically(file, reason)
 
 
 def _name(trial: Any) -> str:

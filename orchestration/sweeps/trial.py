@@ -34,7 +34,6 @@ POLL_SECONDS = 1.0  # interval at which a trial reports to Tune, and touches its
 STALE_SECONDS = 15.0
 """A trial whose file in held/ has not changed for this long is not running."""
 
-
 Work = Callable[[Path, Experiment, str, dict[str, str]], RunResults]
 """The work of a trial, given its folder, experiment, tracking URI, and the tags of its MLflow run."""
 

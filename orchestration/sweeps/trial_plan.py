@@ -1,7 +1,7 @@
 """The plan of a sweep: its trials, checked before anything starts."""
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ class Trial:
 
     name: str
     experiment: Experiment
-    settings: dict[str, Setting] = field(default_factory=dict)
-    seed: int = 0
+    settings: dict[str, Setting]
+    seed: int
 
     def for_tune(self) -> dict[str, Any]:
         """The parameters that Ray Tune passes to `run_trial`.
