@@ -46,6 +46,7 @@ _NOT_SWEPT = {
     "scale": "it changes many settings together: run one sweep per scale",
     "evaluation": "metrics of different evaluation settings cannot be compared; change it for all trials with "
     "--set {field}=…",
+    "views.background": "exchanged works with `reproduce --scale mini` only",
     **dict.fromkeys(("data", "separator", "store", "resources"), _SHARED),
 }
 """Field or section -> why it cannot be swept."""
@@ -116,7 +117,7 @@ def checked_space(base: Experiment, space: Space) -> Space:
     """
     ends = {field: _ends(values) for field, values in space.items()}
     for field, of_field in ends.items():
-        reason = _NOT_SWEPT.get(field.partition(".")[0])
+        reason = _NOT_SWEPT.get(field) or _NOT_SWEPT.get(field.partition(".")[0])
         if reason and field != "separator.checkpoints":
             raise SepsceneError(f"{field} cannot be swept: {reason.format(field=field)}")
         if not of_field:

@@ -90,6 +90,7 @@ RANDOM = {"search": "random", "budget": {"trials": 3}}
         ({"over": {"data.root": "a,b"}}, "all trials share the data"),
         ({"over": {"resources.trainers": "1,2"}}, "share the data, the separator, the store and the resources"),
         ({"over": {"seed": "1,2"}}, "--seeds"),
+        ({"over": {"views.background": "kept,exchanged"}}, r"views\.background cannot be swept: exchanged works with"),
         ({"over": {"temperature": "0.1", "objective.temperature": "0.2"}}, "given twice"),
         ({"over": {}}, "over"),
         ({"over": {"alpha": "1"}, "search": "gird"}, "'grid', 'random' or 'optuna'"),
