@@ -40,7 +40,6 @@ def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console
     Args:
         rows: experiments of scale mini over the same data.
         seeds: number of seeds of each row, from 0 to seeds - 1.
-        folder: folder of the study.
         hours: start no trial after this many hours; None: no limit.
 
     Raises:
@@ -105,11 +104,7 @@ def write_results(base: Experiment, folder: Path) -> None:
 
 
 def _check_no_custom_code(rows: list[Experiment]) -> None:
-    """Check that all separators are folders and channels are chosen by a rule: a study stores log-mels and levels only.
-
-    Raises:
-        SepsceneError: when a separator or a channel score is custom code.
-    """
+    """Check that no separator and no channel score is custom code: a study stores log-mels and levels only."""
     parts = {f"separator.checkpoints.{name}": place for name, place in rows[0].separator.checkpoints.items()}
     parts |= {f"views.channel of {row.name}": row.views.channel for row in rows}
     custom = [part for part, chosen in parts.items() if isinstance(chosen, CustomCode)]
@@ -127,13 +122,7 @@ def _left_out(records: list[TrialRecord]) -> dict[str, str]:
 
 
 def _check_same_study(rows: list[Experiment], folder: Path) -> None:
-    """Check that a study is continued with the settings that it was started with.
-
-    Rows of one study can differ only in `presets.OWN` and `presets.COINCIDENCE_FIELDS`.
-
-    Raises:
-        SepsceneError: when other settings differ; names the parts of the configuration.
-    """
+    """Check that a study is continued with its settings; rows differ only in `ROW_FIELDS` and `COINCIDENCE_FIELDS`."""
     shared = _shared_settings(rows)
     path = StudyFolder(folder).settings
     before = {"augmentations": [], **read_typed(path, dict[str, Any], "give another --id")} if path.exists() else {}

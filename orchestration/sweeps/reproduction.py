@@ -43,7 +43,6 @@ def reproduce(
         tables: names of the tables that the rows are from.
         changes: dotted fields that are changed in every row, e.g. the data.
         seeds: number of runs of each row.
-        folder: folder of the reproduction.
     """
     base = SCALES[scale]().changed({**changes, "name": "reproduction"})
     # Also trains the separators that only rows beyond the paper need, so that these rows can be added later.

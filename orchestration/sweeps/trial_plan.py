@@ -48,9 +48,6 @@ def plan_trials(config: SweepConfig, base: Experiment, space: Space) -> list[Tri
 
     With a larger budget or more seeds, the same trials keep their names, and others are added.
 
-    Args:
-        base, space: from `SweepConfig.checked`.
-
     Raises:
         SepsceneError: when the configuration refuses a combination of values, or the budget is too small for the grid.
     """
