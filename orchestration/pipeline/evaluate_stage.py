@@ -94,7 +94,7 @@ def evaluate_run(run: Run, ladder: dict[str, str]) -> RunResults:
 def _encoders_of(run: Run) -> dict[str, Path]:
     """Name of each encoder -> folder of its bundle: the run's own, one trained like it but without separation
     ("mix-mix"), and an untrained one. Missing baselines are made."""
-    bundles = {run.experiment.views.pair: run.files.encoder}
+    bundles: dict[str, Path] = {run.experiment.views.pair: run.files.encoder}
     if not run.experiment.evaluation.baselines:
         return bundles
     if run.experiment.views.separates:

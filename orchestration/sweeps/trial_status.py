@@ -38,7 +38,8 @@ def outcomes(trials: list[Trial], folder: Path) -> list[Outcome]:
     """The outcome of each trial: the planned ones, and those that Optuna chose."""
     files = SweepFolder(folder)
     chosen = [facts for facts in map(facts_of, files.runs()) if facts and facts.chosen]
-    return [_outcome(trial, files.trial(trial.name)) for trial in [*trials, *chosen]]
+    known: list[Trial | TrialFacts] = [*trials, *chosen]
+    return [_outcome(trial, files.trial(trial.name)) for trial in known]
 
 
 def facts_of(run: RunFolder) -> TrialFacts | None:
