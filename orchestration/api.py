@@ -215,12 +215,12 @@ def run_sweep(
     from sepscene.orchestration.pipeline.session import prepared_session
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
     from sepscene.orchestration.runtime.concurrency import most_demanding
-    from sepscene.orchestration.sweeps.trial_plan import find_sweep, plan_trials
+    from sepscene.orchestration.sweeps.trial_plan import find_sweep, plan_trials, possible_experiments
 
     base, space = config.checked()
     planned = plan_trials(config, base, space)  # raises an error for bad combinations before anything starts
     check_splits(base.data)
-    trials = [trial.experiment for trial in planned] or [base]
+    trials = possible_experiments(base, planned, space)
     most = most_demanding(trials)
     from sepscene.orchestration.sweeps import sweep as sweeps
 

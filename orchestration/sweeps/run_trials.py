@@ -32,7 +32,7 @@ from sepscene.orchestration.runtime.concurrency import DRIVER_CPUS, fitting_tria
 from sepscene.orchestration.runtime.placement import cluster_nodes
 from sepscene.orchestration.sweeps.schedulers import Tuning
 from sepscene.orchestration.sweeps.trial import METRIC, PERCENT, Work, run_trial, whole_run
-from sepscene.orchestration.sweeps.trial_plan import Trial
+from sepscene.orchestration.sweeps.trial_plan import Trial, possible_experiments
 from sepscene.orchestration.sweeps.trial_status import Outcome, Pace, outcomes, progress_line, trial_table
 
 
@@ -218,8 +218,8 @@ def _tuner(
     # Keep the working folder of the driver, which relative paths of a configuration refer to.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output ignores verbose=0
-    if tuning.base:
-        experiments = [tuning.base]
+    if tuning.base and tuning.searcher:
+        experiments = possible_experiments(tuning.base, [], tuning.searcher.space)
         space: dict[str, Any] = {"trial": {"experiment": tuning.base.model_dump_json()}}
     else:
         experiments = [trial.experiment for trial in waiting]

@@ -37,7 +37,7 @@ class Tuning:
     """Scheduler, searcher and stopper for Tune. By default, all trials run to their end."""
 
     scheduler: TrialScheduler | None = None
-    searcher: Searcher | None = None
+    searcher: "OptunaSettings | None" = None
     base: Experiment | None = None
     """The experiment that the settings of the searcher change."""
     samples: int = 1

@@ -115,23 +115,28 @@ def checked_space(base: Experiment, space: Space) -> Space:
     Raises:
         SepsceneError: when a field does not exist or cannot be swept, or refuses a value.
     """
-    ends = {field: _ends(values) for field, values in space.items()}
-    for field, of_field in ends.items():
+    for field, values in space.items():
         reason = _NOT_SWEPT.get(field) or _NOT_SWEPT.get(field.partition(".")[0])
         if reason and field != "separator.checkpoints":
             raise SepsceneError(f"{field} cannot be swept: {reason.format(field=field)}")
-        if not of_field:
+        if not _ends(values):
             raise SepsceneError(f"{field} has no values to sweep over")
-    firsts = {field: of_field[0] for field, of_field in ends.items()}
+    settings = single_changes(space)
     checked: Space = {}
     for field, values in space.items():
-        typed = [_typed(base, {**firsts, field: value}, field) for value in ends[field]]
+        typed = [_typed(base, setting, field) for setting in settings[field]]
         if isinstance(values, Float) and isinstance(typed[0], int):
             raise SepsceneError(f"{field} takes whole numbers: write randint({values.lower:g},{values.upper + 1:g})")
         if len({json.dumps(value) for value in typed}) < len(typed):
             raise SepsceneError(f"{field} has the same value twice: {typed}")
         checked[field] = values if isinstance(values, Domain) else typed
     return checked
+
+
+def single_changes(space: Space) -> dict[str, list[dict[str, Any]]]:
+    """Field -> settings with each of its values (of a range: its ends) and the first values of the other fields."""
+    first = {field: _ends(values)[0] for field, values in space.items()}
+    return {field: [{**first, field: value} for value in _ends(values)] for field, values in space.items()}
 
 
 def _ends(values: list[Any] | Domain) -> list[Any]:

@@ -13,7 +13,7 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.results import Setting
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.sweeps.config import SweepConfig, load_sweep
-from sepscene.orchestration.sweeps.search_space import Space, draw_settings, shown_setting
+from sepscene.orchestration.sweeps.search_space import Space, draw_settings, shown_setting, single_changes
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,13 @@ def _settings(config: SweepConfig, base: Experiment, space: Space) -> list[dict[
             "--search random to draw that many at random"
         )
     return settings
+
+
+def possible_experiments(base: Experiment, trials: list[Trial], space: Space) -> list[Experiment]:
+    """The experiments of the trials; for Optuna, which chooses them later, one with each value or end of a range."""
+    if trials:
+        return [trial.experiment for trial in trials]
+    return [base.changed(setting) for settings in single_changes(space).values() for setting in settings]
 
 
 def processors_of(experiments: list[Experiment]) -> set[str]:
