@@ -151,12 +151,15 @@ def _report_validations(run_dir: Path) -> Iterator[dict[str, Any]]:
 
     def report() -> None:
         nonlocal done
+        steps = _facts(run_dir).get("steps")
+        if not steps:  # a trial that starts again without a readable trial.json has not counted them yet
+            return
         validations = [record for record in read_metrics(run_dir) if METRIC in record]
         for record in validations[done:]:
             done += 1
             last[METRIC] = float(record[METRIC])
             _note(run_dir, {"metric": last[METRIC]})
-            done_percent = 100 * int(record["step"]) / _facts(run_dir)["steps"]
+            done_percent = 100 * int(record["step"]) / steps
             if done_percent < 100:  # a fully trained trial must not be stopped before its evaluation
                 last[PERCENT] = done_percent
                 ray.tune.report(dict(last))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.results import EncoderResult, Metric, RunResults, TrialFacts
 
 pytestmark = pytest.mark.slow  # imports Ray and MLflow
@@ -127,6 +128,26 @@ def test_the_separators_that_trials_share_are_made_once(
     assert _processors(base, [], space) == expected
     possible = possible_experiments(base, [], space)
     assert {one.views.pair for one in possible} == set(space.get("views.pair", [base.views.pair]))
+
+
+def test_validations_are_reported_as_soon_as_the_number_of_steps_is_known(
+    nano: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial that starts again has earlier validations, but a damaged trial.json has lost the number of steps."""
+    from sepscene.orchestration.sweeps import trial
+
+    reported: list[dict[str, Any]] = []
+    monkeypatch.setattr("ray.tune.report", reported.append)
+    (tmp_path / "trial.json").write_text('{"name": "t0')
+    record = {"stage": "pretrain-mix-chan", "seconds": 1.0, "step": 4, trial.METRIC: 0.25}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    with trial._report_validations(tmp_path) as last:
+        pass
+    assert not reported and trial.METRIC not in last
+    trial.note_steps(tmp_path, nano, 32)  # 4 epochs in steps of 16
+    with trial._report_validations(tmp_path) as last:
+        pass
+    assert reported == [{"name": tmp_path.name, trial.METRIC: 0.25, trial.PERCENT: 50.0}] and last == reported[0]
 
 
 def test_trials_use_fewer_resources_when_more_then_fit(monkeypatch: pytest.MonkeyPatch) -> None:
