@@ -185,7 +185,7 @@ def _finished(folder: Path, row: str, seed: int) -> bool:
 def _differences(base: Experiment, runs: list[TrialRecord]) -> tuple[str, ...]:
     """How all runs differ from those of the paper."""
     steps = ", ".join(map(str, sorted({run.steps for run in runs})))
-    clips = base.data.scenes_train if base.data.is_generated else "?"
+    clips = next((run.ledger.rows // base.training.epochs for run in runs if run.ledger), "?")
     return (
         f"{clips} clips of {base.data.format} instead of about {PAPER_CLIPS:,} of AudioSet",
         f"global batch {base.training.global_batch} and {steps or '?'} steps; the paper's are not stated",

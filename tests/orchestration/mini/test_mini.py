@@ -190,7 +190,8 @@ def test_augmentations_of_log_mels_are_applied_and_those_of_waveforms_refused(
 def test_an_interrupted_study_continues(data: tuple[Path, str], tmp_path: Path) -> None:
     rows = [experiment(data, row) for row in ("table2/mix-mix", "table4/N/simclr-cp")]
     run_study(rows[:1], 1, tmp_path, Console(quiet=True))
-    assert (tmp_path / "report.md").exists() and {r.row for r in read_records(tmp_path)} == {
+    assert "16 clips of scenes instead of about 2,000,000" in (tmp_path / "report.md").read_text()
+    assert {r.row for r in read_records(tmp_path)} == {
         "untrained",
         "table2/mix-mix",
     }
