@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from sepscene.orchestration.mini.data import prepare_stores
-from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops
+from sepscene.orchestration.mini.training import MiniTrainer
 from sepscene.orchestration.presets import resolve
 
 
@@ -30,8 +30,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     experiment = resolve(given.row, "mini", given.changes)
-    train, _, processors = prepare_stores([experiment], given.storage, Console())
-    trainer = MiniTrainer(experiment, ViewCrops(experiment, train, processors, len(train.manifest)))
+    train, _ = prepare_stores([experiment], given.storage, Console())
+    trainer = MiniTrainer(experiment, train)
     startup = time.process_time()  # of everything that a trial needs before its first step
     patches = trainer.inputs({"row": np.arange(experiment.training.global_batch)})
     costs: dict[str, list[float]] = {"engine": [], "plain": []}

@@ -96,14 +96,13 @@ def pretrain(
     with prepared_session(experiment, address, verbose, dashboard):
         with Run.open(folder, experiment, uri, console, resume) as run, _continuable(run, "pretrain"):
             run.callbacks = callbacks
-            train, test = run.manifests
-            ladder = run.ladder(train)
-            bundle = run.encoder(train, ladder)
+            ladder = run.ladder()
+            bundle = run.encoder(ladder)
             # Imported here because scikit-learn and matplotlib take two seconds, which would delay the training.
             from sepscene.orchestration.pipeline.evaluate_stage import evaluate_run, print_summary
 
             if evaluate:
-                evaluate_run(run, encoders_of(run, train), train, test, ladder)
+                evaluate_run(run, encoders_of(run), ladder)
             else:
                 run.publish(experiment.views.pair, bundle)
         print_summary(run)
@@ -129,7 +128,7 @@ def train_separator(
     with prepared_session(experiment, address, verbose):
         opened = Run.open(folder, experiment, default_tracking_uri(storage), Terminal(), resume)
         with opened as run, _continuable(run, "separator", "train"):
-            return run.ladder(run.manifests[0])
+            return run.ladder()
 
 
 def _continuable(run: "Run", *command: str) -> AbstractContextManager[None]:
@@ -220,12 +219,12 @@ def run_sweep(
     from sepscene.orchestration.pipeline.session import prepared_session
     from sepscene.orchestration.records.mlflow_address import default_tracking_uri
     from sepscene.orchestration.runtime.concurrency import most_demanding
-    from sepscene.orchestration.sweeps.trial_plan import find_sweep, plan_trials
+    from sepscene.orchestration.sweeps.trial_plan import find_sweep, plan_trials, possible_experiments
 
     base, space = config.checked()
     planned = plan_trials(config, base, space)  # raises an error for bad combinations before anything starts
     check_splits(base.data)
-    trials = [trial.experiment for trial in planned if trial.experiment] or [base]
+    trials = possible_experiments(base, planned, space)
     most = most_demanding(trials)
     from sepscene.orchestration.sweeps import sweep as sweeps
 

@@ -163,8 +163,7 @@ def prefill(
     folder = folder_in(storage, run_id or f"prefill-{resolved.digest()}", "the run id")
     with prepared_session(resolved, address, verbose):
         with Run.open(folder.resolve(), resolved, default_tracking_uri(storage), console, resume=True) as run:
-            train, _ = run.manifests
-            filled = run.prefill(train, run.ladder(train))
+            filled = run.prefill(run.ladder())
         parts = [f"{filled.present} of {filled.expected} separated clips are in {run.store_uri()}"]
         if not filled.counts:
             parts = [f"{run.store_uri()} is already complete: it has every usable clip, separated by all processors"]

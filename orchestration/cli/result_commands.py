@@ -69,9 +69,8 @@ def evaluate(
     experiment = load_experiment(RunFolder(run).experiment)
     with prepared_session(experiment, address, verbose):
         with Run.open(run.resolve(), experiment, tracking_uri_of(run), console, resume=True) as opened:
-            train, test = opened.manifests
-            ladder = opened.ladder(train)
-            evaluate_run(opened, encoders_of(opened, train), train, test, ladder)
+            ladder = opened.ladder()
+            evaluate_run(opened, encoders_of(opened), ladder)
         print_summary(opened)
 
 

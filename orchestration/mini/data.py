@@ -77,14 +77,13 @@ class LogMelStore:
         """Background and level of the clips."""
         return clip_features(self.mixtures())
 
-    def channels(self, processor: str, background: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Log-mels (N, S, L, F) and levels in dBFS (N, S) of a processor's channels.
+    def channels(self, folder: str, background: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Log-mels (N, S, L, F) and levels in dBFS (N, S) of the channels of the separator in a folder.
 
         Args:
-            processor: folder of the separator.
             background: number of the background; 0 is that of the original clips.
         """
-        part = self._part(processor, background)
+        part = self._part(folder, background)
         return self._open(part), np.load(self.files.levels(part))
 
     def fill(self, processors: dict[str, str], backgrounds: int = 1, console: Console | None = None) -> None:
@@ -138,11 +137,7 @@ class LogMelStore:
                     console.print(f"log-mels of {part}: {n + 1} of {clips} clips", highlight=False)
 
     def _array(self, path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
-        """A memory-mapped array, created if it is missing.
-
-        Raises:
-            SepsceneError: when the disk does not have the space for it.
-        """
+        """A memory-mapped array, created if it is missing, with its space on the disk."""
         if not path.exists():
             draft = self.files.unfinished(path)
             try:
@@ -155,21 +150,10 @@ class LogMelStore:
         return open_memmap(path, "r+")
 
 
-def prepare_stores(
-    rows: list[Experiment], storage: Path, console: Console
-) -> tuple[LogMelStore, LogMelStore, dict[str, str]]:
-    """Compute the log-mels that the rows need, where they are missing.
+def prepare_stores(rows: list[Experiment], storage: Path, console: Console) -> tuple[LogMelStore, LogMelStore]:
+    """The log-mels that rows of a study need: of the training clips with their channels, and of the test clips.
 
-    Other processes that need the same data wait until it is complete.
-
-    Args:
-        rows: experiments of scale mini over the same data.
-        storage: folder of the studies.
-        console: shows the progress.
-
-    Returns:
-        The log-mels of the training clips with all channels that any row needs, those of the test clips, and the folder
-        of each separator by name.
+    Missing ones are computed. Other processes that need the same data wait until it is complete.
 
     Raises:
         SepsceneError: when a clip cannot be read, or a separator is damaged.
@@ -186,7 +170,7 @@ def prepare_stores(
         test_store = LogMelStore(shared.logmels, base, test)
         train_store.fill(processors, backgrounds, console)
         test_store.fill({}, console=console)
-    return train_store, test_store, processors
+    return train_store, test_store
 
 
 def describe_data(base: Experiment) -> dict[str, str]:

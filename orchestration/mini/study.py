@@ -21,6 +21,7 @@ from sepscene.models.custom import CustomCode
 from sepscene.models.settings import Cnn14Config
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.mini.data import describe_data, prepare_stores
+from sepscene.orchestration.mini.training import check_supported
 from sepscene.orchestration.mini.trial import TrialRecord, run_trial
 from sepscene.orchestration.presets import COINCIDENCE_FIELDS, ROW_FIELDS, shipped_ladder
 from sepscene.orchestration.records.environment import command_line, environment
@@ -39,8 +40,6 @@ def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console
     Args:
         rows: experiments of scale mini over the same data.
         seeds: number of seeds of each row, from 0 to seeds - 1.
-        folder: folder of the study.
-        console: shows the progress.
         hours: start no trial after this many hours; None: no limit.
 
     Raises:
@@ -48,25 +47,26 @@ def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console
     """
     torch.set_num_threads(1)
     _check_no_custom_code(rows)
+    for row in rows:
+        check_supported(row)
     begin = time.monotonic()
     files = StudyFolder(folder)
     _check_same_study(rows, folder)
-    named = [(UNTRAINED, rows[0])]
-    named += [(row.name, row) for row in rows]
-    planned = []
-    for seed in range(seeds):
-        for name, row in named:
-            if not _finished(folder, name, seed):
-                planned.append((name, row.changed({"seed": seed})))
+    planned = [
+        (name, row.changed({"seed": seed}))
+        for seed in range(seeds)
+        for name, row in [(UNTRAINED, rows[0]), *((row.name, row) for row in rows)]
+        if not _finished(folder, name, seed)
+    ]
     if planned:
-        train, test, processors = prepare_stores(rows, folder.parent, console)
+        train, test = prepare_stores(rows, folder.parent, console)
     for number, (name, experiment) in enumerate(planned):
         if hours is not None and time.monotonic() - begin > 3600 * hours:
             break
         with claimed(files.running(name, experiment.seed)) as acquired:
             if not acquired or _finished(folder, name, experiment.seed):
                 continue
-            record = run_trial(experiment, train, test, processors, untrained=name == UNTRAINED)
+            record = run_trial(experiment, train, test, untrained=name == UNTRAINED)
             record.save(files.trial(name, experiment.seed))
         speed = f", {record.steps_per_second:.1f} steps per second" if record.steps else ""
         found = f"{record.metrics['shallow_map']:.3f}{speed}"
@@ -104,11 +104,7 @@ def write_results(base: Experiment, folder: Path) -> None:
 
 
 def _check_no_custom_code(rows: list[Experiment]) -> None:
-    """Check that all separators are folders and channels are chosen by a rule: a study stores log-mels and levels only.
-
-    Raises:
-        SepsceneError: when a separator or a channel score is custom code.
-    """
+    """Check that no separator and no channel score is custom code: a study stores log-mels and levels only."""
     parts = {f"separator.checkpoints.{name}": place for name, place in rows[0].separator.checkpoints.items()}
     parts |= {f"views.channel of {row.name}": row.views.channel for row in rows}
     custom = [part for part, chosen in parts.items() if isinstance(chosen, CustomCode)]
@@ -126,13 +122,7 @@ def _left_out(records: list[TrialRecord]) -> dict[str, str]:
 
 
 def _check_same_study(rows: list[Experiment], folder: Path) -> None:
-    """Check that a study is continued with the settings that it was started with.
-
-    Rows of one study can differ only in `presets.OWN` and `presets.COINCIDENCE_FIELDS`.
-
-    Raises:
-        SepsceneError: when other settings differ; names the parts of the configuration.
-    """
+    """Check that a study is continued with its settings; rows differ only in `ROW_FIELDS` and `COINCIDENCE_FIELDS`."""
     shared = _shared_settings(rows)
     path = StudyFolder(folder).settings
     before = {"augmentations": [], **read_typed(path, dict[str, Any], "give another --id")} if path.exists() else {}
@@ -195,7 +185,7 @@ def _finished(folder: Path, row: str, seed: int) -> bool:
 def _differences(base: Experiment, runs: list[TrialRecord]) -> tuple[str, ...]:
     """How all runs differ from those of the paper."""
     steps = ", ".join(map(str, sorted({run.steps for run in runs})))
-    clips = base.data.scenes_train if base.data.is_generated else "?"
+    clips = next((run.ledger.rows // base.training.epochs for run in runs if run.ledger), "?")
     return (
         f"{clips} clips of {base.data.format} instead of about {PAPER_CLIPS:,} of AudioSet",
         f"global batch {base.training.global_batch} and {steps or '?'} steps; the paper's are not stated",

@@ -65,18 +65,17 @@ def check_supported(experiment: Experiment) -> None:
 class ViewCrops:
     """Crops both views of rows from the stored log-mels of their clips."""
 
-    def __init__(self, experiment: Experiment, store: LogMelStore, processors: dict[str, str], clips: int) -> None:
+    def __init__(self, experiment: Experiment, store: LogMelStore) -> None:
         self.experiment = experiment
-        self.schedule = Schedule(seed=experiment.seed, clips=clips, epochs=experiment.training.epochs)
+        self.schedule = Schedule(seed=experiment.seed, clips=len(store.manifest), epochs=experiment.training.epochs)
         self.streams = streams_of(experiment.used_augmentations)
         views = experiment.views
         second = 1 if views.background == "exchanged" else 0  # the background of the second view
         self.mixtures = (store.mixtures(), store.mixtures(second))
-        folders = [processors[name] for name in views.combination] if views.separates else []
+        names = views.combination if views.separates else ()
+        folders = [str(experiment.separator.checkpoints[name]) for name in names]
         # Pairs mix-chan separate the second view only, pairs chan-chan both.
-        channels_1 = [store.channels(folder) for folder in folders]
-        channels_2 = [store.channels(folder, second) for folder in folders]
-        self.channels = (channels_1, channels_2)
+        self.channels = [[store.channels(folder, background) for folder in folders] for background in (0, second)]
         self.front_end = LogMel(experiment.front_end)
         self.hop = experiment.front_end.hop_samples
         self.patch = experiment.front_end.frames(patch_samples(views, experiment.audio.sample_rate))
@@ -106,12 +105,12 @@ class ViewCrops:
 class MiniTrainer(Pretrainer):
     """Model, optimiser and ledger of one trial."""
 
-    def __init__(self, experiment: Experiment, crops: ViewCrops) -> None:
+    def __init__(self, experiment: Experiment, store: LogMelStore) -> None:
         """Always float32 and channels last, on any CPU, so that results stay comparable with earlier trials."""
         in_float32 = experiment.changed({"training.precision": "float32"})
-        super().__init__(in_float32, crops.schedule.clips, torch.device("cpu"))
+        super().__init__(in_float32, len(store.manifest), torch.device("cpu"))
         self.objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.crops = crops
+        self.crops = ViewCrops(experiment, store)
         self.losses: dict[str, list[float]] = defaultdict(list)
 
     def advance(self) -> None:

@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 from sepscene.models.config import Config
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.mini.data import LogMelStore
-from sepscene.orchestration.mini.training import MiniTrainer, ViewCrops, check_supported, embed
+from sepscene.orchestration.mini.training import MiniTrainer, embed
 from sepscene.orchestration.records.environment import commit
 from sepscene.orchestration.records.files import write_text_atomically
 from sepscene.orchestration.records.results import LedgerResult
@@ -59,25 +59,20 @@ class TrialRecord(Config):
         write_text_atomically(path, self.model_dump_json() + "\n")
 
 
-def run_trial(
-    experiment: Experiment, train: LogMelStore, test: LogMelStore, processors: dict[str, str], untrained: bool = False
-) -> TrialRecord:
+def run_trial(experiment: Experiment, train: LogMelStore, test: LogMelStore, untrained: bool = False) -> TrialRecord:
     """Train and score one trial.
 
     Args:
-        experiment: of scale mini.
+        experiment: of scale mini, which `check_supported` accepts.
         train: clips that train the encoder and, with their labels, the probes.
         test: clips that are scored.
-        processors: name -> folder of each separator.
         untrained: score the encoder with its initial weights, without training.
 
     Raises:
-        SepsceneError: when a setting is not supported in one process, the labels allow no evaluation, or the loss is
-            not finite.
+        SepsceneError: when the labels allow no evaluation, or the loss is not finite.
     """
-    check_supported(experiment)
     begin = time.perf_counter()
-    trainer = MiniTrainer(experiment, ViewCrops(experiment, train, processors, len(train.manifest)))
+    trainer = MiniTrainer(experiment, train)
     for _ in range(0 if untrained else trainer.steps):
         trainer.advance()
     training_seconds = time.perf_counter() - begin

@@ -5,10 +5,9 @@ from pathlib import Path
 from sepscene.models.encoders.encoder import save_encoder
 from sepscene.orchestration.pipeline.run import Run
 from sepscene.orchestration.training.builders import encoder_of
-from sepscene.tasks.datasets.readers import Manifest
 
 
-def encoders_of(run: Run, train: Manifest) -> dict[str, Path]:
+def encoders_of(run: Run) -> dict[str, Path]:
     """Name of each encoder -> folder of its bundle; baselines that the run does not have yet are made.
 
     The first is the run's own encoder, which is pre-trained before. The baselines are an encoder that is trained like
@@ -18,7 +17,7 @@ def encoders_of(run: Run, train: Manifest) -> dict[str, Path]:
     if not run.experiment.evaluation.baselines:
         return bundles
     if run.experiment.views.separates:
-        bundles["mix-mix"] = run.encoder(train, {}, pair="mix-mix")
+        bundles["mix-mix"] = run.encoder({}, pair="mix-mix")
     untrained = run.files.baseline("untrained")
     if not untrained.exists():
         save_encoder(encoder_of(run.experiment, None), untrained, {"title": "untrained", "steps": 0})

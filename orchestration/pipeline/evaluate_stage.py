@@ -49,19 +49,16 @@ SHARED_EVENT_SCENES = 32
 """Number of scenes from whose sources the share of pairs with a common event is estimated."""
 
 
-def evaluate_run(
-    run: Run, bundles: Mapping[str, Path], train: Manifest, test: Manifest, ladder: dict[str, str]
-) -> RunResults:
+def evaluate_run(run: Run, bundles: Mapping[str, Path], ladder: dict[str, str]) -> RunResults:
     """Evaluate the run's encoder and its baselines, write results.json and the report, and log both.
 
     Args:
-        bundles: name of each encoder -> folder of its bundle; the run's own encoder is the first.
-        train: the clips that train the probes.
-        test: the clips that are evaluated; for cross-validation, the same as `train`.
-        ladder: processor name -> folder, evaluated on held-out mixtures.
+        bundles: name of each encoder -> folder of its bundle (`encoders_of`); the run's own encoder is the first.
+        ladder: processor name -> folder, evaluated on held-out mixtures; empty: only the encoders are evaluated.
     """
     experiment = run.experiment
-    scores = scores_of_ladder(ladder, test, experiment) if ladder else None
+    train, test = run.manifests
+    scores = _scores_of_ladder(ladder, test, experiment) if ladder else None
     run.record_inputs(ladder, training=train, evaluation=test)
     parts = (train,) if experiment.data.by_folds else (train, test)
     clips = sum(len(part.clips) for part in parts)
@@ -78,7 +75,7 @@ def evaluate_run(
             evaluated = encoders[0].name if encoders[0].metrics else None
             listening_page(run.folder, test, experiment.audio, ladder, processors, evaluated, has_report=True)
     unread = [len(part) - len(h[encoders[0].name].position_N) for part, h in zip(parts, embedded, strict=True)]
-    results = collect_results(run, train, test, encoders, processors, sum(unread))
+    results = _collect_results(run, encoders, processors, sum(unread))
     results.save(run.folder)
     metrics = {f"{e.name}/{name}": metric.value for e in encoders for name, metric in e.metrics.items()}
     run.tracker.log_metrics(STAGE, metrics)
@@ -93,10 +90,11 @@ def evaluate_run(
     return results
 
 
-def score_ladder(run: Run, test: Manifest, ladder: dict[str, str]) -> None:
+def score_ladder(run: Run, ladder: dict[str, str]) -> None:
     """Evaluate a ladder that many trials share, and write its listening page, RUN/listen.html."""
+    test = run.manifests[1]
     with run.stage("ladder", "listen to the ladder", len(ladder) + 1):
-        processors = ray.get(scores_of_ladder(ladder, test, run.experiment))
+        processors = ray.get(_scores_of_ladder(ladder, test, run.experiment))
         run.advance(len(ladder))
         page = listening_page(run.folder, test, run.experiment.audio, ladder, processors)
         _log_files(run, page, run.files.sounds)
@@ -109,7 +107,7 @@ def _log_files(run: Run, *paths: Path) -> None:
             run.tracker.log_artifact("", path, path.name if path.is_dir() else None)
 
 
-def scores_of_ladder(
+def _scores_of_ladder(
     ladder: Mapping[str, str], test: Manifest, experiment: Experiment
 ) -> "ray.ObjectRef[list[ProcessorResult]]":
     """The metrics of a whole ladder, computed by a Ray task on a CPU of the nodes for separation actors."""
@@ -119,24 +117,15 @@ def scores_of_ladder(
     return ray.remote(score_processors).options(**options).remote(ladder, replace(test, clips=clips), experiment)
 
 
-def collect_results(
-    run: Run,
-    train: Manifest,
-    test: Manifest,
-    encoders: list[EncoderResult],
-    processors: list[ProcessorResult],
-    unread: int,
+def _collect_results(
+    run: Run, encoders: list[EncoderResult], processors: list[ProcessorResult], unread: int
 ) -> RunResults:
     """The results of a run, from the evaluation and from the timings, metrics and ledger in its folder.
 
     Args:
-        run: the run.
-        train: the training clips.
-        test: the test clips; for cross-validation, the same as `train`.
-        encoders: the run's own encoder is the first.
-        processors: the checkpoints of the ladder.
         unread: number of clips that the evaluation could not read.
     """
+    train, test = run.manifests
     experiment = run.experiment
     files = run.files
     clips = len(train.clips) + (0 if experiment.data.by_folds else len(test.clips))

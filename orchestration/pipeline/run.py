@@ -52,7 +52,6 @@ from sepscene.tasks.datasets.readers import Manifest, read_manifest
 
 logger = logging.getLogger("sepscene")
 
-
 BALANCE_EVERY = 10
 """Of this many reports of the balance, one is printed along with the progress."""
 
@@ -179,13 +178,11 @@ class Run:
         """Time a stage, show its progress, and mirror its metrics to MLflow.
 
         Args:
-            name: of the stage, in metrics and in MLflow.
-            title: for the terminal.
+            name: of the stage, in metrics and in MLflow; `title` is for the terminal.
             total: the end of the progress.
             counts: the field of a metrics record that gives the progress.
             pair: kind of its positive pairs, for the tags; None: as in the experiment.
         """
-        started = time.perf_counter()
         about = {"stage": name, "mlflow.note.content": f"Stage {name} of {summary_of(self.experiment)}"}
         tags = self.tags() | about | ({"pair": pair} if pair else {})
         self.tracker.start(name, tags, parameters_of(self.experiment))
@@ -206,13 +203,13 @@ class Run:
 
             self._progress = shown.update
             with (
+                self._timed(name),
                 closing(self.tracker, name),
                 locked(self.files),
                 following(self.folder, self.tracker, show),
                 sampled(self.folder, name),
             ):
                 yield
-        self.add_timing(name, time.perf_counter() - started)
 
     def _done(self, stage: str, counts: str) -> float:
         """Progress of an earlier command in a training stage; 0 for a new stage or one without checkpoints."""
@@ -225,11 +222,19 @@ class Run:
         """Update the progress of a stage that runs in this process."""
         self._progress(done)
 
-    def add_timing(self, name: str, seconds: float) -> None:
-        """Add to the wall time of a stage in RUN/stages.json, which sums the commands of a continued stage."""
-        timings = read_typed_or(self.files.timings, dict[str, float], {})
-        timings[name] = timings.get(name, 0.0) + seconds
-        write_text_atomically(self.files.timings, json.dumps(timings, indent=2))
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        """Add the time of the block to RUN/stages.json, which sums all commands of a stage, interrupted ones too."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            timings = read_typed_or(self.files.timings, dict[str, float], {})
+            timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - started
+            try:
+                write_text_atomically(self.files.timings, json.dumps(timings, indent=2))
+            except OSError as error:  # must not hide why the stage ended
+                logger.warning("%s cannot be written (%s)", self.files.timings, error)
 
     @cached_property
     def manifests(self) -> tuple[Manifest, Manifest]:
@@ -276,17 +281,17 @@ class Run:
                 write_scenes(folder, count, self.experiment.seed, split, config, with_sources, progress=progress)
                 done += count
 
-    def ladder(self, train: Manifest) -> dict[str, str]:
-        """The processors of the configuration, or the ladder, which this trains."""
+    def ladder(self) -> dict[str, str]:
+        """The processors of the configuration, or the ladder, which this trains: name -> folder."""
         experiment = self.experiment
         if experiment.separator.checkpoints:
             return checkpoint_folders(experiment.separator.checkpoints, self.files.ladder)
         if not experiment.views.separates and not experiment.evaluation.baselines:
             return {}
+        train, test = self.manifests
         self.record_inputs({}, training=train)
-        steps = separator_steps(experiment)
-        with self.stage(SEPARATOR, "train separator", steps, counts="step"):
-            return train_separator(experiment, train, self.folder, self.manifests[1], self.callbacks)
+        with self.stage(SEPARATOR, "train separator", separator_steps(experiment), counts="step"):
+            return train_separator(experiment, train, self.folder, test, self.callbacks)
 
     def store_uri(self) -> str:
         """URI of the SeparatedStore; by default, one next to the run for all runs of its storage."""
@@ -297,19 +302,13 @@ class Run:
         store = self.experiment.store
         return None if store.mode == "off" else SeparatedStore(self.store_uri(), store.settings)
 
-    def prefill(
-        self, train: Manifest, ladder: dict[str, str], processors: tuple[str, ...] | None = None
-    ) -> PrefillResult:
-        """Separate every clip with every processor into the store.
+    def prefill(self, ladder: dict[str, str], processors: tuple[str, ...] | None = None) -> PrefillResult:
+        """Separate every training clip into the store with these processors; None: those of the combination.
 
         A prefill that any run has completed before is skipped. Clips that cannot be used are reported; training will
         quarantine them. Missing entries are reported, too; the next prefill tries them again.
-
-        Args:
-            train: the clips.
-            ladder: processor name -> folder.
-            processors: some names of the ladder; None: those of the experiment's combination.
         """
+        train, _ = self.manifests
         processors = processors or self.experiment.views.combination
         views = {"views.combination": processors, "views.weights": None, "views.curriculum": ()}
         experiment = self.experiment.changed(views)
@@ -333,12 +332,13 @@ class Run:
             )  # fmt: skip
         return filled
 
-    def encoder(self, train: Manifest, ladder: dict[str, str], pair: str | None = None) -> Path:
+    def encoder(self, ladder: dict[str, str], pair: str | None = None) -> Path:
         """Pre-train an encoder and write its bundle; `pair` overrides `views.pair` for a baseline.
 
         Returns:
             The bundle's folder: RUN/encoder, or RUN/baselines/<pair>.
         """
+        train, _ = self.manifests
         self.record_inputs(ladder, training=train)
         experiment = self.experiment
         bundle = self.files.encoder
@@ -348,7 +348,7 @@ class Run:
         stage = pretraining_stage(experiment.views.pair)
         rows = schedule_of(experiment, len(train.clips)).rows
         if experiment.store.mode == "prefill" and experiment.views.separates:
-            self.prefill(train, ladder)
+            self.prefill(ladder)
         with self.stage(stage, stage, rows, pair=experiment.views.pair):
             newest = pretrain(experiment, train, ladder, self.folder, stage, self.store(), self.callbacks)
             state = read_checkpoint(newest)

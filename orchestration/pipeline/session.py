@@ -37,7 +37,8 @@ def prepared_session(
     Raises:
         SepsceneError: when a separator or encoder cannot be used, or the experiment cannot be placed.
     """
-    if experiment.views.background == "exchanged":
+    experiments = (experiment, *further_experiments)
+    if any(each.views.background == "exchanged" for each in experiments):
         raise SepsceneError("views.background=exchanged works with `reproduce --scale mini` only: set it to kept")
     if experiment.data.is_generated:
         from sepscene.augment.synthetic.scenes import (
@@ -54,7 +55,7 @@ def prepared_session(
             scores.try_out(channels, experiment.audio.samples)
     check_parts(experiment)
     check_start(experiment)
-    code = sorted({name for each in (experiment, *further_experiments) for name in each.custom_code})
+    code = sorted({name for each in experiments for name in each.custom_code})
     with connected(address, verbose, dashboard, code):
         nodes = cluster_nodes()
         for demands in phases(experiment):

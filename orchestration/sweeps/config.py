@@ -1,19 +1,4 @@
-"""The configuration of a sweep, from a YAML file or the command line.
-
-```yaml
-experiment: demo            # a named experiment, or the path of an experiment's YAML file relative to this file
-scale: tiny
-changes: {training.epochs: 20}
-over:
-  combination: [S2, N, S2+N]
-  temperature: loguniform(0.05, 0.5)
-  alpha: [0, 1]
-search: random
-scheduler: asha
-seeds: 1
-budget: {trials: 16, hours: 8}
-```
-"""
+"""The configuration of a sweep, from a YAML file (docs/sweeps.md shows one) or the command line."""
 
 from pathlib import Path
 from typing import Any, Literal

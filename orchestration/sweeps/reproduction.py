@@ -8,7 +8,7 @@ from rich.console import Console
 
 from sepscene.models.settings import Cnn14Config, TDCNppConfig
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.presets import EXPERIMENTS, SCALES, Scale, named_experiment
+from sepscene.orchestration.presets import SCALES, Scale, named_experiment
 from sepscene.orchestration.records.environment import command_line, environment
 from sepscene.orchestration.records.results import ReproducedRun, ReproductionResults, RunResults
 from sepscene.orchestration.records.sweep_folder import SweepFolder
@@ -43,32 +43,27 @@ def reproduce(
         tables: names of the tables that the rows are from.
         changes: dotted fields that are changed in every row, e.g. the data.
         seeds: number of runs of each row.
-        folder: folder of the reproduction.
     """
     base = SCALES[scale]().changed({**changes, "name": "reproduction"})
     # Also trains the separators that only rows beyond the paper need, so that these rows can be added later.
     beside: dict[str, Any] = {}
     for row in BEYOND:
-        if row.name in EXPERIMENTS:
-            beside |= named_experiment(row.name, scale).separator.beside
+        beside |= named_experiment(row.name, scale).separator.beside
     base = base.changed({"separator.beside": beside})
-    processors = processors_of(experiments)
     about = {"kind": "reproduction", "tables": " ".join(tables), "scale": scale}
     with parent_run(tracking_uri, folder, about, {"seeds": seeds, **changes}, console) as (tracker, tags):
-        shared = prepare_shared(base, processors, folder, tracking_uri, console, tags)
+        shared = prepare_shared(base, processors_of(experiments), folder, tracking_uri, console, tags)
         trials = [
             _trial(row, shared, seed)
             for seed in range(seeds)
             for row in experiments
             if not _is_finished_under_other_name(row, seed, folder)
         ]
-
         files = SweepFolder(folder)
 
         def write(found: list[Outcome]) -> ReproductionResults:
-            folders = [run.path for run in files.runs() if run.finished.exists()]
-            finished = [RunResults.load(run_dir) for run_dir in folders]
-            places = [files.relative(run_dir) for run_dir in folders]
+            runs = [run.path for run in files.runs() if run.finished.exists()]
+            finished = list(map(RunResults.load, runs))
             results = ReproductionResults(
                 reproduction_id=folder.name,
                 scale=scale,
@@ -76,7 +71,7 @@ def reproduce(
                 started=min((run.started for run in finished), default=datetime.now(UTC).isoformat(timespec="seconds")),
                 seconds=sum(run.seconds for run in finished),
                 differs=_differences(base, finished),
-                runs=tuple(map(_reproduced, finished, places)),
+                runs=tuple(map(_reproduced, finished, map(files.relative, runs))),
                 failed={outcome.trial.name: outcome.reason for outcome in found if outcome.reason},
                 environment=environment(),
                 data=finished[0].data if finished else {},
@@ -93,11 +88,10 @@ def reproduce(
 
 def _trial(experiment: Experiment, shared: Experiment, seed: int) -> Trial:
     """The trial of a row with one seed. The baseline row also evaluates the untrained encoder."""
-    parts = {part: getattr(shared, part) for part in ("data", "separator", "store", "evaluation", "resources")}
-    if experiment.name == BASELINE_ROW:
-        parts["evaluation"] = shared.evaluation.changed({"baselines": True})
     row = experiment.name
-    return Trial(_trial_name(row, seed), experiment.changed({**parts, "seed": seed}), {"row": row}, seed)
+    parts = {part: getattr(shared, part) for part in ("data", "separator", "store", "evaluation", "resources")}
+    changes = {**parts, "seed": seed, "evaluation.baselines": row == BASELINE_ROW}
+    return Trial(_trial_name(row, seed), experiment.changed(changes), {"row": row}, seed)
 
 
 def _trial_name(row: str, seed: int) -> str:

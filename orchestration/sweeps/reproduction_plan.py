@@ -11,13 +11,10 @@ from sepscene.tasks.paper.claims import OTHER_NAMES, PAPER_TABLES
 
 
 def planned_rows(tables: list[str], rows: list[str] | None) -> list[str]:
-    """The names of the rows of the tables. A row that two of the tables share is run once, under its first name.
+    """The names of all rows of the tables, or of those in `rows`.
 
-    The table `beyond` includes the rows that its rows are compared with.
-
-    Args:
-        tables: names of tables.
-        rows: run only these rows; None: all.
+    A row that two of the tables share is run once, under its first name. The table `beyond` includes the rows that its
+    rows are compared with.
 
     Raises:
         SepsceneError: when a table or row is unknown.

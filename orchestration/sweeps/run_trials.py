@@ -32,7 +32,7 @@ from sepscene.orchestration.runtime.concurrency import DRIVER_CPUS, fitting_tria
 from sepscene.orchestration.runtime.placement import cluster_nodes
 from sepscene.orchestration.sweeps.schedulers import Tuning
 from sepscene.orchestration.sweeps.trial import METRIC, PERCENT, Work, run_trial, whole_run
-from sepscene.orchestration.sweeps.trial_plan import Trial
+from sepscene.orchestration.sweeps.trial_plan import Trial, possible_experiments
 from sepscene.orchestration.sweeps.trial_status import Outcome, Pace, outcomes, progress_line, trial_table
 
 
@@ -41,9 +41,6 @@ def parent_run(
     tracking_uri: str, folder: Path, tags: dict[str, str], params: dict[str, Any], console: Console
 ) -> Iterator[tuple[Tracker, dict[str, str]]]:
     """The MLflow run of a sweep or reproduction. When the block fails, prints the command that continues it.
-
-    Args:
-        tags, params: for the MLflow run.
 
     Yields:
         Its tracker, and the tags that make other runs its children.
@@ -81,7 +78,6 @@ def prepare_shared(
     Args:
         base: the experiment that the trials vary.
         processors: names of the processors that any trial needs.
-        tags: for the MLflow run of this step.
 
     Returns:
         The experiment, set to use the shared data.
@@ -93,12 +89,12 @@ def prepare_shared(
     if separating and not base.views.separates:  # trials may separate where the base does not
         ours = ours.changed({"views.pair": "mix-chan"})
     with Run.open(SweepFolder(folder).shared.path, ours, tracking_uri, console, resume=True, tags=tags) as run:
-        train, test = run.manifests
-        ladder = run.ladder(train) if separating else {}
+        _ = run.manifests  # checks the data, and generates the scenes that all trials share
+        ladder = run.ladder() if separating else {}
         if ladder and not run.files.listening_page.exists():
-            score_ladder(run, test, ladder)
+            score_ladder(run, ladder)
         if separating and ours.store.mode != "off":
-            run.prefill(train, ladder, separating)
+            run.prefill(ladder, separating)
             ours = ours.changed({"store.mode": "prefill"})
     # Trials run in separate processes, possibly on other hosts, with other working folders: paths must be absolute.
     root = base.data.root or str(SweepFolder(folder).shared.scenes)
@@ -145,7 +141,7 @@ def run_trials(
     work: Work = whole_run,
     callbacks: Sequence[ray.tune.Callback] = (),
 ) -> list[Outcome]:
-    """Run all trials that are not finished. A failed trial does not stop the others.
+    """Run all trials that are not finished, and return the outcomes of all. A failed trial does not stop the others.
 
     The state of a trial is stored only in its folder: to continue after a crash, neither the driver nor Tune's own
     state is needed.
@@ -154,12 +150,8 @@ def run_trials(
         trials: with unique names, stored in FOLDER/trials/<name>; empty if Optuna chooses them.
         ended: called with the outcomes of all trials whenever one ends.
         tuning: scheduler, searcher and stopper for Tune; None: all trials run to their end.
-        tags: for the MLflow runs of the trials.
         work: the function that a trial runs.
         callbacks: callbacks of the user for Tune.
-
-    Returns:
-        The outcomes of all trials.
     """
     SweepFolder(folder).trials.mkdir(parents=True, exist_ok=True)
     tuning = tuning or Tuning()
@@ -201,22 +193,18 @@ class TrialEndCallback(ray.tune.Callback):
         """Also called for trials that a scheduler stops, but not when the budget is spent."""
         percent = float(trial.last_result.get(PERCENT, math.nan))
         metric = float(trial.last_result.get(METRIC, math.nan))
-        folder = self._folder(trial)
-        self._note(folder, folder.stopped, f"at {percent:.0f} % of its rows, with a validation kNN mAP of {metric:.3f}")
-        self.ended()
+        reason = f"at {percent:.0f} % of its rows, with a validation kNN mAP of {metric:.3f}"
+        self._end(trial, RunFolder.stopped, reason)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Also called when the driver process of a trial died."""
-        folder = self._folder(trial)
-        self._note(folder, folder.failure, "its driver process died; see Ray's logs for the reason")
+        self._end(trial, RunFolder.failure, "its driver process died; see Ray's logs for the reason")
+
+    def _end(self, trial: Any, file: Path, reason: str) -> None:
+        run = SweepFolder(self.folder).trial(_name(trial))
+        if run.path.exists() and not run.is_over and not run.failure.exists():
+            write_text_atomically(run.path / file, reason)
         self.ended()
-
-    def _folder(self, trial: Any) -> RunFolder:
-        return SweepFolder(self.folder).trial(_name(trial))
-
-    def _note(self, folder: RunFolder, file: Path, reason: str) -> None:
-        if folder.path.exists() and not folder.is_over and not folder.failure.exists():
-            write_text_atomically(file, reason)
 
 
 def _name(trial: Any) -> str:
@@ -230,11 +218,11 @@ def _tuner(
     # Keep the working folder of the driver, which relative paths of a configuration refer to.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output ignores verbose=0
-    if tuning.base:
-        experiments = [tuning.base]
-        space: dict[str, Any] = {"trial": {"experiment": tuning.base.model_dump(mode="json")}}
+    if tuning.base and tuning.searcher:
+        experiments = possible_experiments(tuning.base, [], tuning.searcher.space)
+        space: dict[str, Any] = {"trial": {"experiment": tuning.base.model_dump_json()}}
     else:
-        experiments = [trial.experiment for trial in waiting if trial.experiment]
+        experiments = [trial.experiment for trial in waiting]
         space = {"trial": ray.tune.grid_search([trial.for_tune() for trial in waiting])}
     return ray.tune.Tuner(
         ray.tune.with_resources(driver, {"CPU": DRIVER_CPUS}),

@@ -1,8 +1,7 @@
 """How a sweep chooses and stops its trials, with the schedulers and searchers of Ray Tune.
 
-All of them use `validation_knn_map`, the nearest-neighbour mAP on held-out training clips that a trial reports during
-training. They do not use the training loss: it depends on the temperature, alpha and the batch, so that a trial with a
-low loss may have learned nothing. They do not use test metrics either: selection would bias them.
+All of them use `validation_knn_map`, which a trial reports during training. docs/sweeps.md says why they use neither
+the training loss nor a test metric.
 """
 
 import json
@@ -38,7 +37,7 @@ class Tuning:
     """Scheduler, searcher and stopper for Tune. By default, all trials run to their end."""
 
     scheduler: TrialScheduler | None = None
-    searcher: Searcher | None = None
+    searcher: "OptunaSettings | None" = None
     base: Experiment | None = None
     """The experiment that the settings of the searcher change."""
     samples: int = 1
@@ -68,12 +67,9 @@ class BudgetStopper(ray.tune.Stopper):
         now = time.monotonic()
         if not self.spent and now - self.checked >= _CHECK_SECONDS:
             self.checked = now
-            hours = self.budget.hours
-            gpu_hours = self.budget.gpu_hours
-            if hours is not None and now - self.started >= hours * 3600:
-                self.spent = True
-            if gpu_hours is not None and self.gpu_hours() >= gpu_hours:
-                self.spent = True
+            most = self.budget
+            late = most.hours is not None and now - self.started >= most.hours * 3600
+            self.spent = late or (most.gpu_hours is not None and self.gpu_hours() >= most.gpu_hours)
         return self.spent
 
     def gpu_hours(self) -> float:
@@ -104,14 +100,9 @@ def tuning_of(config: SweepConfig, space: Space, base: Experiment, folder: Path,
         )
     if config.search != "optuna":
         return Tuning(scheduler, stopper=stopper)
-    ended: list[TrialFacts] = []
-    unfinished: list[TrialFacts] = []
-    for run in SweepFolder(folder).runs():
-        facts = facts_of(run)
-        if facts and run.is_over:
-            ended.append(facts)
-        elif facts:
-            unfinished.append(facts)
+    known = [(facts, run.is_over) for run in SweepFolder(folder).runs() if (facts := facts_of(run))]
+    ended = [facts for facts, is_over in known if is_over]
+    unfinished = [facts for facts, is_over in known if not is_over]
     searcher = OptunaSettings(space, ended, unfinished, base.seed)
     size = math.prod(math.inf if isinstance(values, Domain) else len(values) for values in space.values())
     samples = int(min(config.budget.trials or 1, size)) - len(ended)
@@ -133,34 +124,26 @@ class OptunaSettings(OptunaSearch):
         self.suggested = {key_of(trial.chosen) for trial in ended}
         self.proposals: dict[str, str] = {}
         """Tune's trial id -> the id of the proposal in Optuna."""
-        domains = {field: self._domain(values) for field, values in space.items()}
+        # Optuna chooses only among plain values, so the values of lists are encoded as JSON.
+        domains = {
+            field: values if isinstance(values, Domain) else ray.tune.choice(list(map(json.dumps, values)))
+            for field, values in space.items()
+        }
+
+        def encoded(trial: TrialFacts) -> dict[str, Any]:
+            chosen = trial.chosen.items()
+            return {field: value if isinstance(space[field], Domain) else json.dumps(value) for field, value in chosen}
+
         super().__init__(
             self.convert_search_space(domains),
             metric=METRIC,
             mode="max",
-            points_to_evaluate=[self._encoded(trial.chosen) for trial in unfinished],
+            points_to_evaluate=list(map(encoded, unfinished)),
             seed=seed + len(ended) + len(unfinished),  # a continued sweep must not repeat its first draws
         )
         for trial in ended:
             if trial.metric is not None:
-                self.add_evaluated_point(self._encoded(trial.chosen), trial.metric)
-
-    @staticmethod
-    def _domain(values: list[Any] | Domain) -> Domain:
-        """Optuna chooses only among plain values, so list values are encoded as JSON."""
-        return values if isinstance(values, Domain) else ray.tune.choice([json.dumps(value) for value in values])
-
-    def _encoded(self, settings: dict[str, Any]) -> dict[str, Any]:
-        return {
-            field: value if isinstance(self.space[field], Domain) else json.dumps(value)
-            for field, value in settings.items()
-        }
-
-    def _decoded(self, proposal: dict[str, Any]) -> dict[str, Any]:
-        return {
-            field: proposal[field] if isinstance(values, Domain) else json.loads(proposal[field])
-            for field, values in self.space.items()
-        }
+                self.add_evaluated_point(encoded(trial), trial.metric)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """A setting that was not suggested before, or `Searcher.FINISHED` when none is found."""
@@ -168,7 +151,10 @@ class OptunaSettings(OptunaSearch):
             proposal = f"{trial_id}/{attempt}"
             found = super().suggest(proposal)
             assert found is not None
-            settings = self._decoded(found)
+            settings = {
+                field: found[field] if isinstance(values, Domain) else json.loads(found[field])
+                for field, values in self.space.items()
+            }
             if key_of(settings) not in self.suggested:
                 self.suggested.add(key_of(settings))
                 self.proposals[trial_id] = proposal

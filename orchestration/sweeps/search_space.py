@@ -35,13 +35,21 @@ RANGES = ("uniform", "loguniform", "randint", "lograndint")
 """Tune's functions for ranges; as in Tune, the integer ranges exclude their upper end."""
 
 _RENAMED = {"log": "loguniform(LOW,HIGH)", "int": "randint(LOW,HIGH), where HIGH itself is not drawn"}
-_SHARED = ("data", "separator", "store", "resources")
-_SINGLE = {
+_SHARED = (
+    "all trials share the data, the separator, the store and the resources; change it for all of them with "
+    "--set {field}=…, or run one sweep per value"
+)
+_NOT_SWEPT = {
     "seed": "use --seeds to run every setting with several seeds",
     "name": "it identifies the experiment",
-    "scale": "it changes many settings together: run one sweep per scale",
     "table_row": "it identifies the experiment",
+    "scale": "it changes many settings together: run one sweep per scale",
+    "evaluation": "metrics of different evaluation settings cannot be compared; change it for all trials with "
+    "--set {field}=…",
+    "views.background": "exchanged works with `reproduce --scale mini` only",
+    **dict.fromkeys(("data", "separator", "store", "resources"), _SHARED),
 }
+"""Field or section -> why it cannot be swept."""
 
 Space = dict[str, list[Any] | Domain]
 """Dotted field -> the list of its values, or the range that they are drawn from."""
@@ -107,21 +115,28 @@ def checked_space(base: Experiment, space: Space) -> Space:
     Raises:
         SepsceneError: when a field does not exist or cannot be swept, or refuses a value.
     """
-    ends = {field: _ends(values) for field, values in space.items()}
-    for field, of_field in ends.items():
-        _refuse_unsweepable(field)
-        if not of_field:
+    for field, values in space.items():
+        reason = _NOT_SWEPT.get(field) or _NOT_SWEPT.get(field.partition(".")[0])
+        if reason and field != "separator.checkpoints":
+            raise SepsceneError(f"{field} cannot be swept: {reason.format(field=field)}")
+        if not _ends(values):
             raise SepsceneError(f"{field} has no values to sweep over")
-    firsts = {field: of_field[0] for field, of_field in ends.items()}
+    settings = single_changes(space)
     checked: Space = {}
     for field, values in space.items():
-        typed = [_typed(base, {**firsts, field: value}, field) for value in ends[field]]
+        typed = [_typed(base, setting, field) for setting in settings[field]]
         if isinstance(values, Float) and isinstance(typed[0], int):
             raise SepsceneError(f"{field} takes whole numbers: write randint({values.lower:g},{values.upper + 1:g})")
         if len({json.dumps(value) for value in typed}) < len(typed):
             raise SepsceneError(f"{field} has the same value twice: {typed}")
         checked[field] = values if isinstance(values, Domain) else typed
     return checked
+
+
+def single_changes(space: Space) -> dict[str, list[dict[str, Any]]]:
+    """Field -> settings with each of its values (of a range: its ends) and the first values of the other fields."""
+    first = {field: _ends(values)[0] for field, values in space.items()}
+    return {field: [{**first, field: value} for value in _ends(values)] for field, values in space.items()}
 
 
 def _ends(values: list[Any] | Domain) -> list[Any]:
@@ -134,22 +149,6 @@ def _ends(values: list[Any] | Domain) -> list[Any]:
     return values
 
 
-def _refuse_unsweepable(field: str) -> None:
-    part = field.split(".")[0]
-    if field in _SINGLE:
-        raise SepsceneError(f"{field} cannot be swept: {_SINGLE[field]}")
-    if part == "evaluation":
-        raise SepsceneError(
-            f"{field} cannot be swept: metrics of different evaluation settings cannot be compared; "
-            f"change it for all trials with --set {field}=…"
-        )
-    if part in _SHARED and field != "separator.checkpoints":
-        raise SepsceneError(
-            f"{field} cannot be swept: all trials share the data, the separator, the store and the resources; "
-            f"change it for all of them with --set {field}=…, or run one sweep per value"
-        )
-
-
 def _typed(base: Experiment, setting: dict[str, Any], field: str) -> Any:
     """The value of the field in the validated configuration."""
     value = base.changed(setting).value_of(field)
@@ -159,12 +158,10 @@ def _typed(base: Experiment, setting: dict[str, Any], field: str) -> Any:
 
 
 def draw_settings(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
-    """Draw `count` different settings at random, or fewer if the space has fewer.
+    """Draw `count` different settings at random from Tune's domains, or fewer if the space has fewer.
 
-    The settings are reproducible from the seed, and a larger count starts with the same ones. Tune's own random search
-    promises neither this nor different settings: it draws a setting when its trial starts, without comparing it with
-    earlier ones, and which trials start depends on what an interrupted sweep has finished. So all settings are drawn
-    here in advance, from Tune's domains.
+    A larger count starts with the same ones. Tune's `BasicVariantGenerator` would repeat settings, and draw each only
+    when its trial starts, too late for checking it and for planning what all trials share.
     """
     random = np.random.RandomState(seed)  # the type that Tune's domains require
     domains = {

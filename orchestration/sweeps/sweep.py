@@ -22,7 +22,13 @@ from sepscene.orchestration.sweeps.run_trials import parent_run, prepare_shared,
 from sepscene.orchestration.sweeps.schedulers import tuning_of
 from sepscene.orchestration.sweeps.search_space import Space
 from sepscene.orchestration.sweeps.trial import METRIC, held_seconds
-from sepscene.orchestration.sweeps.trial_plan import Trial, describe_tuning, plan_trials, processors_of
+from sepscene.orchestration.sweeps.trial_plan import (
+    Trial,
+    describe_tuning,
+    plan_trials,
+    possible_experiments,
+    processors_of,
+)
 from sepscene.orchestration.sweeps.trial_status import Outcome
 
 
@@ -74,12 +80,12 @@ def sweep(
 
 
 def _processors(base: Experiment, trials: list[Trial], space: Space) -> set[str]:
-    """The processors that any trial can need: those of the trials, or of the base and the space for Optuna."""
-    names = processors_of([trial.experiment for trial in trials if trial.experiment] or [base])
+    """The shared processors that any trial can need. The trials of Optuna are not known yet."""
+    if "separator.checkpoints" in space:  # each trial has its own
+        return set()
     combinations = space.get("views.combination", [])
-    if isinstance(combinations, list):
-        names |= {name for combination in combinations for name in combination}
-    return names
+    assert isinstance(combinations, list)  # the configuration refuses a range
+    return processors_of(possible_experiments(base, trials, space)).union(*combinations)
 
 
 def _params(config: SweepConfig) -> dict[str, Any]:

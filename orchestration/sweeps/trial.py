@@ -1,15 +1,7 @@
 """The driver of one trial: a complete run inside a Tune trial, which reports its validations to Tune during training.
 
-When a trial is started again, it continues from its newest checkpoint. All of its state is in its folder:
-
-| file | content |
-|---|---|
-| trial.json | name, settings and seed of the trial, its newest validation, its number of steps and of GPUs |
-| held/<nanoseconds> | one file per start; it held its resources from the time in its name to its last modification |
-| results.json | its metrics |
-| finished | exists when the trial is finished, including its report, published encoder and MLflow run |
-| failure | why it failed; it runs again when the sweep is continued |
-| stopped | why a scheduler stopped it; it does not run again |
+When a trial is started again, it continues from its newest checkpoint. All of its state is in its folder (`RunFolder`).
+A failed trial runs again when its sweep is continued, one that a scheduler has stopped does not.
 """
 
 import json
@@ -43,7 +35,6 @@ POLL_SECONDS = 1.0  # interval at which a trial reports to Tune, and touches its
 STALE_SECONDS = 15.0
 """A trial whose file in held/ has not changed for this long is not running."""
 
-
 Work = Callable[[Path, Experiment, str, dict[str, str]], RunResults]
 """The work of a trial, given its folder, experiment, tracking URI, and the tags of its MLflow run."""
 
@@ -52,10 +43,9 @@ def whole_run(run_dir: Path, experiment: Experiment, tracking_uri: str, tags: di
     """Train and evaluate one encoder; continues an earlier start of the same run."""
     configure_data(experiment.training.ordered)
     with Run.open(run_dir, experiment, tracking_uri, Terminal(quiet=True), resume=True, tags=tags) as run:
-        train, test = run.manifests
-        note_steps(run_dir, experiment, len(train.clips))
-        run.encoder(train, run.ladder(train))
-        results = evaluate_run(run, encoders_of(run, train), train, test, {})
+        note_steps(run_dir, experiment, len(run.manifests[0]))
+        run.encoder(run.ladder())
+        results = evaluate_run(run, encoders_of(run), {})
         run.tracker.tag("", {"status": "finished"})
     return results
 
@@ -69,13 +59,11 @@ def run_trial(
         config: "trial" with its "name", "experiment", the settings that tables show ("shown") and, if a searcher chose
             them, the "settings" to change in the experiment.
         folder: of the sweep.
-        tags: for the MLflow run of the trial; they include its parent.
-        work: the function that trains and evaluates.
     """
     trial = config["trial"]
     chosen = trial.get("settings", {})
     shown = trial["shown"]
-    experiment = Experiment.model_validate(trial["experiment"]).changed(chosen)
+    experiment = Experiment.model_validate_json(trial["experiment"]).changed(chosen)
     files = SweepFolder(Path(folder)).trial(trial["name"])
     run_dir = files.path
     if files.is_over:
@@ -164,12 +152,15 @@ def _report_validations(run_dir: Path) -> Iterator[dict[str, Any]]:
 
     def report() -> None:
         nonlocal done
+        steps = _facts(run_dir).get("steps")
+        if not steps:  # a trial that starts again without a readable trial.json has not counted them yet
+            return
         validations = [record for record in read_metrics(run_dir) if METRIC in record]
         for record in validations[done:]:
             done += 1
             last[METRIC] = float(record[METRIC])
             _note(run_dir, {"metric": last[METRIC]})
-            done_percent = 100 * int(record["step"]) / _facts(run_dir)["steps"]
+            done_percent = 100 * int(record["step"]) / steps
             if done_percent < 100:  # a fully trained trial must not be stopped before its evaluation
                 last[PERCENT] = done_percent
                 ray.tune.report(dict(last))

@@ -1,7 +1,7 @@
 """The plan of a sweep: its trials, checked before anything starts."""
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.results import Setting
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.sweeps.config import SweepConfig, load_sweep
-from sepscene.orchestration.sweeps.search_space import Space, draw_settings, shown_setting
+from sepscene.orchestration.sweeps.search_space import Space, draw_settings, shown_setting, single_changes
 
 
 @dataclass(frozen=True)
@@ -22,20 +22,20 @@ class Trial:
 
     Attributes:
         name: name of its folder.
-        experiment: its experiment; None for a finished or running trial that Optuna chose, which is stored only in its
-            folder.
         settings: the settings that distinguish it from other trials, for tables.
     """
 
     name: str
-    experiment: Experiment | None
-    settings: dict[str, Setting] = field(default_factory=dict)
-    seed: int = 0
+    experiment: Experiment
+    settings: dict[str, Setting]
+    seed: int
 
     def for_tune(self) -> dict[str, Any]:
-        """The parameters that Ray Tune passes to `run_trial`, as plain values."""
-        assert self.experiment is not None
-        return {"name": self.name, "experiment": self.experiment.model_dump(mode="json"), "shown": self.settings}
+        """The parameters that Ray Tune passes to `run_trial`.
+
+        The experiment is text: Tune evaluates a mapping with the single key `eval` as Python, wherever it is nested.
+        """
+        return {"name": self.name, "experiment": self.experiment.model_dump_json(), "shown": self.settings}
 
 
 def trial_name(number: int, seed: int) -> str:
@@ -47,9 +47,6 @@ def plan_trials(config: SweepConfig, base: Experiment, space: Space) -> list[Tri
     """The trials of a sweep, all validated before the first one starts; empty for Optuna, which chooses them later.
 
     With a larger budget or more seeds, the same trials keep their names, and others are added.
-
-    Args:
-        base, space: from `SweepConfig.checked`.
 
     Raises:
         SepsceneError: when the configuration refuses a combination of values, or the budget is too small for the grid.
@@ -75,6 +72,13 @@ def _settings(config: SweepConfig, base: Experiment, space: Space) -> list[dict[
             "--search random to draw that many at random"
         )
     return settings
+
+
+def possible_experiments(base: Experiment, trials: list[Trial], space: Space) -> list[Experiment]:
+    """The experiments of the trials; for Optuna, which chooses them later, one with each value or end of a range."""
+    if trials:
+        return [trial.experiment for trial in trials]
+    return [base.changed(setting) for settings in single_changes(space).values() for setting in settings]
 
 
 def processors_of(experiments: list[Experiment]) -> set[str]:

@@ -27,7 +27,8 @@ Status = Literal["finished", "stopped early", "failed", "unfinished"]
 class Outcome:
     """The status of a trial, with its results or the reason why there are none."""
 
-    trial: Trial
+    trial: Trial | TrialFacts
+    """Only trial.json has the facts of a trial that Optuna chose."""
     status: Status
     results: RunResults | None
     reason: str
@@ -35,13 +36,10 @@ class Outcome:
 
 def outcomes(trials: list[Trial], folder: Path) -> list[Outcome]:
     """The outcome of each trial: the planned ones, and those that Optuna chose."""
-    planned = {trial.name for trial in trials}
-    chosen = []
-    for run in SweepFolder(folder).runs():
-        facts = facts_of(run)
-        if facts and facts.name not in planned and facts.chosen:
-            chosen.append(Trial(facts.name, None, facts.settings, facts.seed))
-    return [_outcome(trial, SweepFolder(folder).trial(trial.name)) for trial in [*trials, *chosen]]
+    files = SweepFolder(folder)
+    chosen = [facts for facts in map(facts_of, files.runs()) if facts and facts.chosen]
+    known: list[Trial | TrialFacts] = [*trials, *chosen]
+    return [_outcome(trial, files.trial(trial.name)) for trial in known]
 
 
 def facts_of(run: RunFolder) -> TrialFacts | None:
@@ -49,7 +47,7 @@ def facts_of(run: RunFolder) -> TrialFacts | None:
     return read_typed_or(run.trial, TrialFacts | None, None)  # type: ignore[arg-type]
 
 
-def _outcome(trial: Trial, run: RunFolder) -> Outcome:
+def _outcome(trial: Trial | TrialFacts, run: RunFolder) -> Outcome:
     if run.finished.exists():
         return Outcome(trial, "finished", RunResults.load(run.path), "")
     if run.stopped.exists():
@@ -98,32 +96,26 @@ def trial_table(trials: list[Trial], folder: Path, pace: Pace) -> Table:
     for column in ("rows", "loss", "kNN mAP", "mAP"):
         table.add_column(column, justify="right", no_wrap=True)
     for outcome in found:
-        run_dir = SweepFolder(folder).trial(outcome.trial.name).path
-        rows, loss, validation = _progress(run_dir)
+        run = SweepFolder(folder).trial(outcome.trial.name)
+        state: str = outcome.status
+        if state == "unfinished":
+            state = "running" if is_held(run.path) else "waiting"
+        newest = dict[str, float | str]()
+        for record in parse_records(read_last_lines(run.metrics, _TAIL_BYTES), run.metrics):
+            newest |= record
         metric = outcome.results.encoders[0].metrics["shallow_map"].value if outcome.results else math.nan
-        shown = "" if math.isnan(metric) else f"{metric:.3f}"
-        setting = escape(describe_setting(outcome.trial.settings))
-        table.add_row(escape(outcome.trial.name), setting, _state(outcome, run_dir), rows, loss, validation, shown)
+        table.add_row(
+            escape(outcome.trial.name),
+            escape(describe_setting(outcome.trial.settings)),
+            state,
+            _number(newest.get("rows"), ".0f"),
+            _number(newest.get("loss"), ".3f"),
+            _number(newest.get(METRIC), ".3f"),
+            "" if math.isnan(metric) else _number(metric, ".3f"),
+        )
     return table
 
 
-def _state(outcome: Outcome, run_dir: Path) -> str:
-    """The status of a trial; of an unfinished one, whether it is running or waiting."""
-    if outcome.status != "unfinished":
-        return outcome.status
-    return "running" if is_held(run_dir) else "waiting"
-
-
-def _progress(run_dir: Path) -> tuple[str, str, str]:
-    """The newest rows, loss and validation metric, from the end of the metrics file."""
-    path = RunFolder(run_dir).metrics
-    newest = dict[str, float | str]()
-    for record in parse_records(read_last_lines(path, _TAIL_BYTES), path):
-        newest |= record
-    return _number(newest, "rows", ".0f"), _number(newest, "loss", ".3f"), _number(newest, METRIC, ".3f")
-
-
-def _number(record: dict[str, float | str], name: str, form: str) -> str:
+def _number(value: float | str | None, form: str) -> str:
     """The formatted number; empty if it is missing, or not a number because the file is damaged."""
-    value = record.get(name)
     return format(value, form) if isinstance(value, int | float) else ""

@@ -1,6 +1,8 @@
 """A run's data sets, and the output of its stages: progress, events, and sometimes the balance of the stream."""
 
 import io
+import json
+import time
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -46,6 +48,19 @@ def test_a_continued_stage_shows_the_progress_of_the_earlier_command(nano: Exper
     with run.stage("pretrain-mix-chan", "pretrain-mix-chan", 160):
         pass
     assert " 64/160 " in out.getvalue().splitlines()[0]
+
+
+def test_the_time_of_an_interrupted_stage_counts(nano: Experiment, tmp_path: Path) -> None:
+    def interrupt() -> None:
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+
+    run = Run(tmp_path, nano, Mock(spec=Tracker), Console(quiet=True))
+    with pytest.raises(KeyboardInterrupt), run.stage("pretrain-mix-chan", "pretrain-mix-chan", 160):
+        interrupt()
+    with run.stage("pretrain-mix-chan", "pretrain-mix-chan", 160):
+        pass
+    assert json.loads(run.files.timings.read_text())["pretrain-mix-chan"] >= 0.2
 
 
 def test_cross_validation_counts_clips_without_a_label_once(nano: Experiment, tmp_path: Path) -> None:

@@ -117,6 +117,15 @@ def test_an_impossible_scene_length_is_refused_at_the_start(nano: Experiment) ->
         pass
 
 
+def test_a_trial_whose_background_would_be_ignored_is_refused_at_the_start(nano: Experiment) -> None:
+    exchanged = nano.changed({"views.background": "exchanged"})
+    with (
+        pytest.raises(SepsceneError, match="exchanged works with `reproduce --scale mini` only"),
+        prepared_session(nano, address="127.0.0.1:1", further_experiments=[nano, exchanged]),
+    ):
+        pass
+
+
 def test_more_processes_than_cores_cause_no_warning() -> None:
     """Ray would warn at four times the number of its CPUs; most of our processes only wait."""
     ran = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, timeout=150, check=True)

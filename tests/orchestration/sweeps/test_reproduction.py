@@ -34,7 +34,6 @@ def test_a_trial_is_the_row_with_the_shared_parts_and_the_baseline_row_evaluates
     baseline = _trial(named_experiment("table2/mix-mix", "tiny"), shared, 2)
     other = _trial(named_experiment("table4/S2+N/simclr-cp", "tiny"), shared, 0)
     assert (baseline.name, baseline.seed, baseline.settings) == ("table2-mix-mix,seed=2", 2, {"row": "table2/mix-mix"})
-    assert baseline.experiment is not None and other.experiment is not None
     assert baseline.experiment.seed == 2 and baseline.experiment.evaluation.baselines
     assert not other.experiment.evaluation.baselines and other.experiment.views.combination == ("S2", "N")
     assert (other.experiment.data.root, other.experiment.store.mode) == ("/scenes", "prefill")

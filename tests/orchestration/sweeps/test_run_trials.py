@@ -18,13 +18,13 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.checkpoints import TrainingState, newest_intact, read_ledger, write_checkpoint
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.metrics_log import append_metrics
-from sepscene.orchestration.records.results import EncoderResult, Metric, RunResults
+from sepscene.orchestration.records.results import EncoderResult, Metric, RunResults, TrialFacts
 from sepscene.orchestration.records.run_folder import RunFolder, checkpoint_name
 from sepscene.orchestration.sweeps.config import make_sweep
 from sepscene.orchestration.sweeps.run_trials import run_trials
 from sepscene.orchestration.sweeps.schedulers import tuning_of
 from sepscene.orchestration.sweeps.trial import note_steps
-from sepscene.orchestration.sweeps.trial_plan import Trial, plan_trials
+from sepscene.orchestration.sweeps.trial_plan import plan_trials
 from sepscene.orchestration.sweeps.trial_status import Outcome, Pace, progress_line
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -145,7 +145,7 @@ def test_optuna_continues_from_the_trials_in_the_folder(run: Any, tmp_path: Path
 
 
 def test_the_progress_is_shown_in_one_line() -> None:
-    trial = Trial("a", None, {}, 0)
+    trial = TrialFacts(name="a", settings={}, seed=0, gpus=0)
     assert progress_line([Outcome(trial, "unfinished", None, "")] * 2) == "none of 2 trials has ended"
     found = [Outcome(trial, status, None, "") for status in ("finished", "failed", "finished", "unfinished")]
     assert progress_line(found) == "3 of 4 trials have ended: 2 finished, 1 failed"

@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.tune
 import yaml
+from ray.tune.search.variant_generator import generate_variants
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.cli.sweep_commands import _from_file, is_sweep
+from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.sweeps.config import SweepConfig, load_sweep, make_sweep
 from sepscene.orchestration.sweeps.search_space import Space, draw_settings, parse_values, split_fields
 from sepscene.orchestration.sweeps.trial_plan import Trial, find_sweep, plan_trials
@@ -28,7 +31,6 @@ def test_a_grid_is_every_combination_with_every_seed_and_typed_values() -> None:
         "objective.temperature": 0.2,  # YAML reads 2e-1 as text, the configuration converts it to a number
         "objective.alpha": 1.0,
     }
-    assert last.experiment is not None
     assert (last.experiment.objective.temperature, last.experiment.seed) == (0.2, 1)
 
 
@@ -45,7 +47,16 @@ def test_a_grid_is_every_combination_with_every_seed_and_typed_values() -> None:
 def test_short_forms_can_be_swept(experiment: str, field: str, values: list[Any]) -> None:
     trials = planned(experiment=experiment, over={field: values})
     assert [trial.settings[field] for trial in trials] == values
-    assert len({trial.experiment.digest() for trial in trials if trial.experiment}) == 2
+    assert len({trial.experiment.digest() for trial in trials}) == 2
+
+
+def test_tune_does_not_evaluate_a_mapping_of_the_experiment() -> None:
+    """Tune takes {"eval": TEXT} for Python code and {"grid_search": LIST} for values, wherever they are nested."""
+    labels = {"resources.trainer_labels": {"eval": "1/0"}, "resources.separation_labels": {"grid_search": "ab"}}
+    (trial,) = planned(over={"alpha": "1"}, changes=labels)
+    space = {"trial": ray.tune.grid_search([trial.for_tune()])}
+    ((_, given),) = generate_variants({"config": space})
+    assert Experiment.model_validate_json(given["config"]["trial"]["experiment"]) == trial.experiment
 
 
 VALIDATES = {"training.validation_every_steps": 60}
@@ -79,6 +90,7 @@ RANDOM = {"search": "random", "budget": {"trials": 3}}
         ({"over": {"data.root": "a,b"}}, "all trials share the data"),
         ({"over": {"resources.trainers": "1,2"}}, "share the data, the separator, the store and the resources"),
         ({"over": {"seed": "1,2"}}, "--seeds"),
+        ({"over": {"views.background": "kept,exchanged"}}, r"views\.background cannot be swept: exchanged works with"),
         ({"over": {"temperature": "0.1", "objective.temperature": "0.2"}}, "given twice"),
         ({"over": {}}, "over"),
         ({"over": {"alpha": "1"}, "search": "gird"}, "'grid', 'random' or 'optuna'"),
@@ -174,7 +186,7 @@ def test_probabilities_and_curricula_can_be_swept() -> None:
     assert [trial.settings["views.weights"] for trial in planned(over=over)] == ["3-1", "1-1"]
     points = "[{at: 0, weights: [0, 1]}, {at: 1, weights: [1, 0]}]"
     (trial,) = planned(over=split_fields([f"views.curriculum={points}"]))
-    assert trial.experiment is not None and len(trial.experiment.views.curriculum) == 2
+    assert len(trial.experiment.views.curriculum) == 2
     assert trial.name == "t000-s0"
 
 

@@ -5,12 +5,13 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from sepscene.orchestration.records.results import EncoderResult, Metric, RunResults
-from sepscene.orchestration.sweeps.trial_plan import Trial
+from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.records.results import EncoderResult, Metric, RunResults, TrialFacts
 
 pytestmark = pytest.mark.slow  # imports Ray and MLflow
 
@@ -49,7 +50,7 @@ def test_the_mlflow_runs_of_unfinished_trials_are_closed(tmp_path: Path) -> None
                 tracker.finish(stage)
         if word:
             (run_dir / word).write_text(f"why it {name}")
-        trials.append(Trial(name, None, {}, 0))
+        trials.append(TrialFacts(name=name, settings={}, seed=0, gpus=0))
     close_runs(outcomes(trials, tmp_path), tmp_path, uri)
     client = MlflowClient(tracking_uri=uri)
     found = {name: [client.get_run(run) for run in ids] for name, ids in runs.items()}
@@ -84,7 +85,7 @@ def test_the_live_table_shows_which_trials_run_and_which_wait(tmp_path: Path) ->
         run_dir = tmp_path / "trials" / name
         (run_dir / "held").mkdir(parents=True)
         (run_dir / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
-        trials.append(Trial(name, None, {"objective.temperature": 0.25}, 0))
+        trials.append(TrialFacts(name=name, settings={"objective.temperature": 0.25}, seed=0, gpus=0))
     for name, age in (("now", 1), ("earlier", 3600)):
         mark = tmp_path / "trials" / name / "held" / "1"
         mark.touch()
@@ -103,6 +104,50 @@ def test_the_live_table_shows_which_trials_run_and_which_wait(tmp_path: Path) ->
         ("done", "τ 0.25", "finished", "192", "4.100", "0.310", "0.312"),
     ]
     Console(quiet=True).print(table)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "over", "expected"),
+    [
+        ("table2/mix-mix", {"views.pair": ["mix-mix", "mix-chan"]}, {"S2"}),
+        ("table2/mix-mix", {"alpha": [0.5, 1.0]}, set()),
+        ("table4/N/simclr", {"separator.checkpoints": [{"N": "one", "S2": "one"}, {"N": "two", "S2": "two"}]}, set()),
+        ("table4/N/simclr", {"combination": ["S2", "S2+F"], "pair": ["mix-mix", "mix-chan"]}, {"S2", "F"}),
+    ],
+)
+def test_the_separators_that_trials_share_are_made_once(
+    experiment: str, over: dict[str, Any], expected: set[str]
+) -> None:
+    from sepscene.orchestration.sweeps.config import make_sweep
+    from sepscene.orchestration.sweeps.sweep import _processors
+    from sepscene.orchestration.sweeps.trial_plan import possible_experiments
+
+    changes = {"training.validation_every_steps": 60, "objective.alpha": 1.0}
+    config = make_sweep(experiment=experiment, over=over, search="optuna", budget={"trials": 4}, changes=changes)
+    base, space = config.checked()
+    assert _processors(base, [], space) == expected
+    possible = possible_experiments(base, [], space)
+    assert {one.views.pair for one in possible} == set(space.get("views.pair", [base.views.pair]))
+
+
+def test_validations_are_reported_as_soon_as_the_number_of_steps_is_known(
+    nano: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial that starts again has earlier validations, but a damaged trial.json has lost the number of steps."""
+    from sepscene.orchestration.sweeps import trial
+
+    reported: list[dict[str, Any]] = []
+    monkeypatch.setattr("ray.tune.report", reported.append)
+    (tmp_path / "trial.json").write_text('{"name": "t0')
+    record = {"stage": "pretrain-mix-chan", "seconds": 1.0, "step": 4, trial.METRIC: 0.25}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    with trial._report_validations(tmp_path) as last:
+        pass
+    assert not reported and trial.METRIC not in last
+    trial.note_steps(tmp_path, nano, 32)  # 4 epochs in steps of 16
+    with trial._report_validations(tmp_path) as last:
+        pass
+    assert reported == [{"name": tmp_path.name, trial.METRIC: 0.25, trial.PERCENT: 50.0}] and last == reported[0]
 
 
 def test_trials_use_fewer_resources_when_more_then_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,12 +121,13 @@ def test_only_a_complete_prefill_is_marked(
     stages = Stages([always, always, set()])
     monkeypatch.setattr(filling, "prefill_stream", stages)
     run = Run(tmp_path, nano, Mock(spec=Tracker), Console(quiet=True))
+    run.manifests = (clips, clips)
     with caplog.at_level(logging.WARNING, "sepscene"):
-        first = run.prefill(clips, ladder)
+        first = run.prefill(ladder)
     assert (first.present, first.missing) == (11, 1) and len(stages.passes) == 2
     assert "1 of 12 separated clips are still missing" in caplog.text
-    assert run.prefill(clips, ladder).present == 12 and len(stages.passes) == 3, "missing entries are filled later"
-    again = run.prefill(clips, ladder)
+    assert run.prefill(ladder).present == 12 and len(stages.passes) == 3, "missing entries are filled later"
+    again = run.prefill(ladder)
     assert again.present == 12 and not again.counts and len(stages.passes) == 3, "a complete prefill is skipped"
 
 
