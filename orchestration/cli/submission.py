@@ -127,11 +127,11 @@ def _stage_sweep(given: dict[str, Any], sweep: "SweepConfig") -> dict[str, str]:
 
 def _code_of_sweep(sweep: "SweepConfig") -> tuple[str, ...]:
     """Import paths of the custom code that the experiments of a sweep name."""
+    from sepscene.orchestration.sweeps.trial_plan import possible_experiments
+
     base, space = sweep.checked()
-    lists = {field: values for field, values in space.items() if isinstance(values, list)}
-    firsts = {field: values[0] for field, values in lists.items()}
-    tried = [base.changed(firsts | {field: each}) for field, values in lists.items() for each in values]
-    return tuple(sorted({name for experiment in tried or [base] for name in experiment.custom_code}))
+    possible = possible_experiments(base, [], space)
+    return tuple(sorted({name for experiment in possible for name in experiment.custom_code}))
 
 
 def _as_words(context: typer.Context) -> list[str]:

@@ -14,6 +14,8 @@ class SweepFolder:
 
     configuration = Place("sweep.yaml")
     """The `SweepConfig`."""
+    base = Place("base.yaml")
+    """The experiment that is varied, if it came from a file."""
     sweep = Place("sweep.json")
     """The `SweepResults`."""
     reproduction = Place("reproduction.json")

@@ -81,22 +81,14 @@ class SweepConfig(Config):
         """
         return {field: parse_values(field, values) for field, values in self.over.items()}
 
-    def base(self) -> Experiment:
-        """The experiment that is varied; its values of the swept fields are not used.
-
-        Raises:
-            SepsceneError: when the experiment or a field is unknown.
-        """
-        return resolve(self.experiment, self.scale, None).changed(self.changes)
-
     def checked(self) -> tuple[Experiment, Space]:
-        """The base and the space, with every value checked against the configuration.
+        """The experiment that is varied, and the space with every value checked against the configuration.
 
         Raises:
-            SepsceneError: when a field or value is not valid, the budget has GPU-hours but the trials use no GPUs, or
-                ASHA or Optuna is used but the experiment does not validate.
+            SepsceneError: when the experiment, a field or a value is not valid, the budget has GPU-hours but the
+                trials use no GPUs, or ASHA or Optuna is used but the experiment does not validate.
         """
-        base = self.base()
+        base = resolve(self.experiment, self.scale, None).changed(self.changes)
         space = checked_space(base, self.space())
         if self.budget.gpu_hours is not None and not gpus_of(base):
             raise SepsceneError("budget.gpu_hours is set, but the trials use no GPU: set budget.hours instead")
@@ -109,19 +101,24 @@ class SweepConfig(Config):
         return base, space
 
     def save(self, folder: Path) -> None:
-        """Write it to FOLDER/sweep.yaml.
+        """Write it to FOLDER/sweep.yaml, and an experiment from a file next to it.
 
         Raises:
             SepsceneError: when the folder contains another sweep. A sweep with a larger budget is not another one.
         """
-        path = SweepFolder(folder).configuration
-        if path.exists() and load_sweep(path).identity() != self.identity():
+        files = SweepFolder(folder)
+        if files.configuration.exists() and load_sweep(files.configuration).identity() != self.identity():
             raise SepsceneError(f"{folder} contains another sweep: choose another --id, or give the same arguments")
-        write_text_atomically(path, as_yaml(self))
+        saved = self
+        if _is_file(self.experiment):
+            write_text_atomically(files.base, as_yaml(resolve(self.experiment, self.scale, None)))
+            saved = self.changed({"experiment": files.base.name})
+        write_text_atomically(files.configuration, as_yaml(saved))
 
     def identity(self) -> str:
-        """A text that is equal for the same sweep: all fields, in their order, except the budget and the seeds."""
-        return self.model_dump_json(exclude={"budget", "seeds"})
+        """A text that is equal for the same sweep: all its fields in their order, except the budget and the seeds."""
+        experiment = resolve(self.experiment, self.scale, None)
+        return experiment.digest() + self.model_dump_json(exclude={"experiment", "budget", "seeds"})
 
 
 def make_sweep(**fields: Any) -> SweepConfig:
@@ -140,9 +137,13 @@ def load_sweep(path: Path) -> SweepConfig:
         SepsceneError: when the file is missing, is not YAML, or is not a valid sweep.
     """
     tree = read_yaml(path, "a sweep")
-    if isinstance(tree, dict) and str(tree.get("experiment", "")).endswith((".yaml", ".yml")):
+    if isinstance(tree, dict) and _is_file(str(tree.get("experiment", ""))):
         tree["experiment"] = str((path.parent / tree["experiment"]).resolve())
     return _parse(tree, str(path))
+
+
+def _is_file(experiment: str) -> bool:
+    return experiment.endswith((".yaml", ".yml"))
 
 
 def _parse(tree: Any, source: str) -> SweepConfig:

@@ -11,6 +11,7 @@ from ray.tune.search.variant_generator import generate_variants
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.cli.sweep_commands import _from_file, is_sweep
 from sepscene.orchestration.config import Experiment
+from sepscene.orchestration.presets import resolve
 from sepscene.orchestration.sweeps.config import SweepConfig, load_sweep, make_sweep
 from sepscene.orchestration.sweeps.search_space import Space, draw_settings, parse_values, split_fields
 from sepscene.orchestration.sweeps.trial_plan import Trial, find_sweep, plan_trials
@@ -162,6 +163,23 @@ def test_a_sweep_is_found_by_its_arguments_and_a_folder_accepts_no_other(tmp_pat
         find_sweep(tmp_path, other)
     with pytest.raises(SepsceneError, match="contains another sweep"):
         other.save(tmp_path / "one")
+
+
+def test_a_sweep_of_a_file_with_a_relative_path_is_continued_if_its_content_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment = resolve("demo", "tiny", None)
+    experiment.save(tmp_path / "mine.yaml")
+    sweep = make_sweep(experiment="mine.yaml", over={"alpha": "0,1"})
+    sweep.save(tmp_path / "runs" / "one")
+    sweep.save(tmp_path / "runs" / "one")
+    assert find_sweep(tmp_path / "runs", sweep) == tmp_path / "runs" / "one"
+    (tmp_path / "runs" / "one").rename(tmp_path / "moved")
+    assert load_sweep(tmp_path / "moved" / "sweep.yaml").checked() == sweep.checked()
+    experiment.changed({"training.epochs": 3}).save(tmp_path / "mine.yaml")
+    with pytest.raises(SepsceneError, match="contains another sweep"):
+        sweep.save(tmp_path / "moved")
 
 
 def test_optuna_plans_nothing_in_advance() -> None:
