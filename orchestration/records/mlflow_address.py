@@ -142,7 +142,8 @@ def check_local_store(uri: str) -> None:
     if not path.exists() or path.stat().st_size == 0:
         return
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=10)) as store:
+        # Not mode=ro: SQLite could not undo the unfinished write of a killed process, and would refuse the store.
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=10)) as store:
             _check_schema(uri, store)
             _check_artifacts(uri, store)
     except sqlite3.DatabaseError as error:

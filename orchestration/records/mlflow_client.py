@@ -7,6 +7,7 @@ repeated: a call whose response was lost is made again.
 import json
 import logging
 import os
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,7 @@ class MlflowStore:
             profile=json.dumps(data["profile"]),
         )
         context = InputTag("mlflow.data.context", data["context"])
-        self.client.log_inputs(run_id, [DatasetInput(dataset, [context])])
+        repeat_if_refused(self.client.log_inputs, run_id, [DatasetInput(dataset, [context])])
 
     def log_artifact(self, run_id: str, path: Path, folder: str | None) -> None:
         """Log a file or a folder."""
@@ -195,6 +196,17 @@ class MlflowStore:
     def finish(self, run_id: str, status: str, now: int) -> None:
         """End a run; `now` is in milliseconds."""
         self.client.set_terminated(run_id, status, end_time=now)
+
+
+def repeat_if_refused(call: Callable[..., None], *arguments: Any) -> None:
+    """Make a call that adds an entry which other runs add as well, e.g. their common data set.
+
+    If two runs add it at the same moment, MLflow refuses one of the calls; repeated, this call finds the entry.
+    """
+    try:
+        call(*arguments)
+    except MlflowException:
+        call(*arguments)
 
 
 def permanent_error(error: Exception) -> str | None:

@@ -15,7 +15,6 @@ from tempfile import TemporaryDirectory
 import mlflow
 import numpy as np
 from mlflow.entities import Metric
-from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
@@ -24,7 +23,7 @@ from sepscene.models.card import read_card
 from sepscene.models.encoders.encoder import read_encoder_config
 from sepscene.models.names import is_custom, package_of
 from sepscene.models.weights import README
-from sepscene.orchestration.records.mlflow_client import MlflowStore
+from sepscene.orchestration.records.mlflow_client import MlflowStore, repeat_if_refused
 from sepscene.orchestration.records.mlflow_names import metric_name
 from sepscene.orchestration.source import code_to_send, copy_custom_code, copy_source
 
@@ -95,17 +94,18 @@ def _describe_version(
     about = "Sound encoders trained by Sepscene. The description of each version is its model card."
     if ranked_by:
         about += f" The alias `{BEST}` marks the version with the largest {ranked_by}."
-        if metrics[ranked_by] >= _best_so_far(store, name, ranked_by):
-            store.client.set_registered_model_alias(name, BEST, number)
+        _mark_best(store, name, ranked_by)
     store.client.update_registered_model(name, description=about)
 
 
-def _best_so_far(store: MlflowStore, name: str, ranked_by: str) -> float:
-    try:
-        best = store.client.get_model_version_by_alias(name, BEST)
-        return float(best.tags.get(ranked_by, "-inf"))
-    except (MlflowException, ValueError):  # no version has the alias yet
-        return float("-inf")
+def _mark_best(store: MlflowStore, name: str, ranked_by: str) -> None:
+    """Give the alias to the best version. Another run may give it to its own at the same time, so it is checked."""
+    for _ in range(10):
+        versions = {str(one.version): one.tags for one in store.client.search_model_versions(f"name = '{name}'")}
+        best = max(versions, key=lambda number: (float(versions[number].get(ranked_by, "-inf")), int(number)))
+        if str(store.client.get_registered_model(name).aliases.get(BEST)) == best:
+            return
+        repeat_if_refused(store.client.set_registered_model_alias, name, BEST, best)
 
 
 def _requirements(custom: list[str]) -> list[str]:

@@ -2,7 +2,9 @@
 
 import json
 import multiprocessing
+import shutil
 import sqlite3
+from contextlib import closing as closing_file
 from pathlib import Path
 
 import pytest
@@ -143,6 +145,20 @@ def test_an_address_outside_the_artifact_folder_is_refused(tmp_path: Path, locat
         store.execute("INSERT INTO runs VALUES (?)", (location,))
     with pytest.raises(SepsceneError, match="untrusted source"):
         check_local_store(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def test_a_store_whose_writer_was_killed_is_used(tmp_path: Path) -> None:
+    """SQLite undoes the unfinished write from its journal when the store is opened."""
+    (tmp_path / "killed").mkdir()
+    with closing_file(sqlite3.connect(tmp_path / "mlflow.db")) as store:
+        store.execute("CREATE TABLE runs (artifact_uri TEXT)")
+        store.commit()
+        store.execute("PRAGMA cache_size = 2")  # so that the write reaches the file before it is committed
+        store.executemany("INSERT INTO runs VALUES (?)", [("/etc" + 500 * "x",)] * 1000)
+        for path in tmp_path.glob("mlflow.db*"):
+            shutil.copy(path, tmp_path / "killed")
+    assert (tmp_path / "killed" / "mlflow.db-journal").exists()
+    check_local_store(f"sqlite:///{tmp_path}/killed/mlflow.db")
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
@@ -186,6 +187,34 @@ def test_concurrent_runs_can_create_the_same_store(tmp_path: Path) -> None:
     assert [process.exitcode for process in processes] == [0, 0, 0]
     for run in runs:
         check_the_run(uri, Tracker(uri, "sepscene", run), steps=300)
+
+
+@pytest.mark.slow
+def test_concurrent_runs_can_add_the_same_data_and_the_best_model(tmp_path: Path) -> None:
+    """Three threads add the same entries at the same moment, twenty times; the best version has the alias each time."""
+    rounds = 20
+    stores = [MlflowStore(f"sqlite:///{tmp_path}/mlflow.db", "sepscene") for _ in range(3)]
+    runs = [store.create_run(f"trial-{n}", None, 1) for n, store in enumerate(stores)]
+    client = stores[0].client
+    for number in range(rounds):
+        client.create_registered_model(f"model-{number}")
+        for run in runs:
+            client.create_model_version(f"model-{number}", f"{client.get_run(run).info.artifact_uri}/encoder", run)
+    together = threading.Barrier(len(stores))
+
+    def add(trial: int) -> None:
+        for number in range(rounds):
+            data = {"name": f"data-{number}", "digest": "0", "source": "/data", "context": "training", "profile": {}}
+            together.wait(60)
+            stores[trial].log_data(runs[trial], data)
+            together.wait(60)
+            _describe_version(stores[trial], f"model-{number}", str(trial + 1), {}, {"shallow_map": trial / 10})
+
+    with ThreadPoolExecutor(len(stores)) as pool:
+        list(pool.map(add, range(len(stores))))
+    aliases = [client.get_model_version_by_alias(f"model-{number}", "best").version for number in range(rounds)]
+    assert [str(version) for version in aliases] == ["3"] * rounds
+    assert all(len(client.get_run(run).inputs.dataset_inputs) == rounds for run in runs)
 
 
 def _track_until_all_is_sent(uri: str, run_dir: Path) -> None:
