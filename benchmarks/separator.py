@@ -89,11 +89,15 @@ def measure(work: Callable[[], object], device: str, timing: Timing) -> None:
     timing.processor.append(time.process_time() - processor)
 
 
-def ceilings(device: str, rounds: int) -> dict[str, float]:
-    """The limits of the device: bytes/s of a large copy (read and written), FLOP/s of large matrix products."""
+def ceilings(device: str, rounds: int, size: int | None = None) -> dict[str, float]:
+    """The limits of the device: bytes/s of a large copy (read and written), FLOP/s of large matrix products.
+
+    `size` is that of the matrices; the default is large enough to reach the limits, but on a CPU without AVX-512 a
+    product in bfloat16 then takes 14 s.
+    """
     source = torch.ones(1 << 26, device=device)
     target = torch.empty_like(source)
-    size = 2048 if device == "cpu" else 8192
+    size = size or (2048 if device == "cpu" else 8192)
     square = torch.randn(size, size, device=device)
     half = square.bfloat16()
     work: dict[str, tuple[float, Callable[[], object]]] = {
