@@ -152,4 +152,5 @@ def test_the_patch_transformer_learns_at_each_size(scale: str, nano: Experiment,
     assert losses[-1] < losses[0] - 0.1
     save_encoder(trainer.encoder().eval(), tmp_path / "bundle", {})
     wave_BT = torch.randn(2, 16_000) / 10
+    trainer.objective.to(memory_format=torch.contiguous_format)  # as the bundle; some CPUs round differently in others
     assert torch.equal(load_encoder(tmp_path / "bundle")(wave_BT), trainer.encoder().eval()(wave_BT))
