@@ -187,20 +187,3 @@ def _thump(rng: np.random.Generator, rate: int, body: float, seconds: float, cli
     contact = min(len(stroke_T), length(0.012, rate))
     stroke_T[:contact] += click * noise(rng, contact) * np.linspace(1, 0, contact, dtype=np.float32)
     return stroke_T
-
-
-NOISY_EVENTS = {
-    "dishes": dishes,
-    "footsteps": footsteps,
-    "knock": knock,
-    "hammer": hammer,
-    "chopping": chopping,
-    "woodpecker": woodpecker,
-    "keyboard": keyboard,
-    "water_tap": water_tap,
-    "frying": frying,
-    "waves": waves,
-    "wind_gust": wind_gust,
-    "printer": printer,
-}
-"""Event class -> function that generates an instance."""

@@ -22,11 +22,10 @@ import numpy as np
 import soundfile
 from pydantic import Field, model_validator
 
-from sepscene.augment.synthetic.noisy_events import NOISY_EVENTS
+from sepscene.augment.synthetic import noisy_events, tonal_events
 from sepscene.augment.synthetic.one_shots import EventMaker, one_shot_makers
 from sepscene.augment.synthetic.sources import scenes_manifest, sources_path
-from sepscene.augment.synthetic.synthesis import coloured, curve, log_uniform, overtones, reverberate, shelf, tone
-from sepscene.augment.synthetic.tonal_events import TONAL_EVENTS
+from sepscene.augment.synthetic.synthesis import colour, coloured, curve, overtones, place, reverberate, tone
 from sepscene.models.config import Config, SepsceneError
 from sepscene.models.files import write_atomically
 
@@ -36,9 +35,6 @@ BACKGROUND = "background"
 SHORTEST_SECONDS = 0.5
 LONGEST_SECONDS = 60.0
 """Limits of the length of a scene."""
-
-EVENTS = TONAL_EVENTS | NOISY_EVENTS
-"""Event class -> function that generates an instance."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +76,13 @@ PLACES: dict[str, SceneType] = {
     "workshop": SceneType(("drill", "hammer", "engine", "beeps", "laughter", "knock"), (0.4, 1.1), (-6, -2), 0.6, 0.3),
 }
 """The scene types. Some event classes belong to two of them, so that one event does not determine the scene type."""
+
+EVENTS: dict[str, EventMaker] = {
+    name: getattr(tonal_events, name, None) or getattr(noisy_events, name)
+    for place in PLACES.values()
+    for name in place.vocabulary
+}
+"""Event class -> the function of this name, which generates an instance."""
 
 
 class SceneConfig(Config):
@@ -300,13 +303,6 @@ def background_path(mixture_path: str | os.PathLike[str], number: int) -> Path:
     return path.with_suffix(f".background-{number}.wav") if number else path
 
 
-def colour(rng: np.random.Generator, wave_T: np.ndarray, rate: int) -> np.ndarray:
-    """Colour an event like a room and a microphone do, with two random shelving filters (middle and treble)."""
-    for low, high in ((200, 1000), (1000, 4000)):
-        wave_T = shelf(wave_T, rate, log_uniform(rng, low, high), rng.uniform(-10, 8))
-    return wave_T
-
-
 def _event(
     rng: np.random.Generator, make: EventMaker, samples: int, echo_seconds: float, config: SceneConfig
 ) -> tuple[np.ndarray, int]:
@@ -318,10 +314,7 @@ def _event(
         dry_T = _recurring(rng, dry_T, samples, config)
     event_T = reverberate(rng, dry_T, rate, echo_seconds * rng.uniform(0.8, 1.2), rng.uniform(0.1, 0.9))
     onset = int(rng.integers(0, max(1, samples - len(dry_T)) + 1))
-    placed_T = np.zeros(samples, np.float32)
-    tail_T = event_T[: samples - onset]
-    placed_T[onset : onset + len(tail_T)] = tail_T
-    return placed_T, onset
+    return place(samples, [onset / rate], [event_T], rate), onset
 
 
 def _recurring(rng: np.random.Generator, dry_T: np.ndarray, samples: int, config: SceneConfig) -> np.ndarray:

@@ -158,6 +158,13 @@ def shelf(wave_T: np.ndarray, rate: int, corner: float, decibels: float) -> np.n
     return (gain * wave_T + (1 - gain) * low_T).astype(np.float32)
 
 
+def colour(rng: np.random.Generator, wave_T: np.ndarray, rate: int) -> np.ndarray:
+    """Colour an event like a room and a microphone do, with two random shelving filters (middle and treble)."""
+    for low, high in ((200, 1000), (1000, 4000)):
+        wave_T = shelf(wave_T, rate, log_uniform(rng, low, high), rng.uniform(-10, 8))
+    return wave_T
+
+
 def reverberate(rng: np.random.Generator, wave_T: np.ndarray, rate: int, seconds: float, wet: float) -> np.ndarray:
     """The wave with reverberation that decays by 60 dB in `seconds`, `wet` times as loud as the direct sound.
 

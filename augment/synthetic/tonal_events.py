@@ -261,24 +261,3 @@ def bell(rng: np.random.Generator, rate: int) -> np.ndarray:
     count = int(rng.integers(1, 6))
     strokes = [ring(rng, rate, base * ratio_P, decay_P, level_P) * g for g in rng.uniform(0.5, 1, count)]
     return in_rhythm(rng, rate, strokes, rng.uniform(0.35, 1.2), jitter=0.25, tail=seconds)
-
-
-TONAL_EVENTS = {
-    "car_horn": car_horn,
-    "siren": siren,
-    "ship_horn": ship_horn,
-    "kettle": kettle,
-    "beeps": beeps,
-    "speech": speech,
-    "laughter": laughter,
-    "dog_bark": dog_bark,
-    "gull": gull,
-    "rooster": rooster,
-    "bird_song": bird_song,
-    "cricket": cricket,
-    "frog": frog,
-    "engine": engine,
-    "drill": drill,
-    "bell": bell,
-}
-"""Event class -> function that generates an instance."""

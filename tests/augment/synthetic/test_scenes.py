@@ -20,12 +20,12 @@ from sepscene.augment.synthetic.scenes import (
     PLACES,
     Scene,
     SceneConfig,
-    colour,
     draw_events,
     generate_scene,
     write_scenes,
 )
 from sepscene.augment.synthetic.sources import read_sources
+from sepscene.augment.synthetic.synthesis import colour
 
 RATE = 16_000
 SHORT = SceneConfig(clip_seconds=2.0)
