@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-from sepscene.augment.containers import UNFILLED, as_wav, corrected
+from sepscene.augment.containers import as_wav, corrected
 from sepscene.augment.locations import ClipError, open_location, unreadable
 from sepscene.models.settings import MAX_PEAK
 
@@ -32,6 +32,7 @@ _UNKNOWN_LENGTH = 1 << 40  # frames; libsndfile reports a huge number if the hea
 _MPEG_FRAME = 1152  # samples; an MP3 header states the length only to within one frame
 _MPEG_PREROLL = 20 * _MPEG_FRAME  # MP3 frames depend on earlier ones: the first after a seek are wrong
 _CANCELS = 1e-4  # channels cancel if the power of their mean is below this share of their own power: -40 dB
+_UNFILLED = 0x7FFF0000  # programs leave lengths from here on in a pipe (ffmpeg 0xFFFFFFFF, sox 0x7FFFFFFF - header)
 # What libsndfile logs if a header states more audio than the file holds.
 _OVERSTATED = re.compile(r"^\s*(?:data|SSND|riff|Data Size)\s*:\s*(\d+).*should be", re.MULTILINE)
 _MORE_CALCULATED = re.compile(r"Calculated frame count")
@@ -148,8 +149,6 @@ def open_recording(uri: str) -> Iterator[Decoder]:
             stream.seek(0)
             file = stack.enter_context(soundfile.SoundFile(fixed or (source if isinstance(source, str) else stream)))
             _check_header(file, uri, size)
-            if file.format == "OGG" and not _ends_with_whole_page(stream):
-                raise ClipError(uri, "truncated: the last Ogg page is incomplete")
             if not file.seekable():
                 file = stack.enter_context(soundfile.SoundFile(_in_memory(file, uri)))
             yield Decoder(uri, file)
@@ -170,7 +169,7 @@ def _check_header(file: soundfile.SoundFile, uri: str, size: int) -> None:
         raise ClipError(uri, "its header does not state its length; encode it again")
     log = file.extra_info
     promised = [int(stated) for stated in _OVERSTATED.findall(log)]
-    if any(0 < stated < UNFILLED for stated in promised) or _MORE_CALCULATED.search(log):
+    if any(0 < stated < _UNFILLED for stated in promised) or _MORE_CALCULATED.search(log):
         raise ClipError(uri, f"truncated: its header states more than the {file.frames} frames it holds")
     # The audio takes less than half of the file, and the rest is not a chunk: the stated length is wrong.
     most_bytes = 4 * file.frames * file.channels
@@ -187,14 +186,3 @@ def _in_memory(file: soundfile.SoundFile, uri: str) -> BinaryIO:
     if file.frames * file.channels > MAX_SAMPLES:
         raise ClipError(uri, f"{file.subtype_info} of this length is not supported; convert it to WAV or FLAC")
     return as_wav(file.read(file.frames, dtype="float32", always_2d=True), file.samplerate)
-
-
-def _ends_with_whole_page(stream: BinaryIO) -> bool:
-    """Whether the last Ogg page is complete: decoders silently drop a truncated page, with seconds of sound."""
-    end = stream.seek(0, SEEK_END)
-    stream.seek(max(0, end - 70_000))  # a page has at most 65,307 bytes
-    tail = stream.read()
-    page = tail[max(tail.rfind(b"OggS"), 0) :]
-    if len(page) < 27 or len(page) < 27 + page[26]:
-        return False
-    return len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
