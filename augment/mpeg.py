@@ -104,13 +104,7 @@ def _frames(data: bytes) -> Iterator[tuple[int, Frame]]:
 
 
 def _info_frame(first_header: bytes, frames: int, size: int) -> bytes:
-    """An Info frame in the format of the first frame.
-
-    Args:
-        first_header: the first four bytes of the first frame.
-        frames: number of frames of sound.
-        size: bytes of these frames.
-    """
+    """An Info frame with the number of frames of sound and their size in bytes, in the format of the first frame."""
     header = bytearray(first_header)
     header[1] |= 1  # no checksum follows
     header[2] = 14 << 4 | header[2] & 0x0C  # the largest bit rate, which always has room for the mark

@@ -118,12 +118,7 @@ def _stretched(logmel_XLF: Tensor, length_X: Tensor, place_X: Tensor, min_share:
 
 
 def _frames_at(logmel_XLF: Tensor, place_XN: Tensor) -> Tensor:
-    """Log-mels at fractional frame positions by linear interpolation, (X, N, F).
-
-    Args:
-        logmel_XLF: log-mels with at least two frames.
-        place_XN: positions in [0, L - 1], in frames.
-    """
+    """Log-mels of at least two frames at N positions in [0, L - 1] by linear interpolation, (X, N, F)."""
     low_XN = place_XN.floor().long().clamp(max=logmel_XLF.shape[1] - 2)
     part_XN1 = (place_XN - low_XN)[..., None]
     bands = logmel_XLF.shape[2]

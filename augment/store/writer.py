@@ -163,11 +163,7 @@ class ShardWriter:
             self._uploading = {}
 
     def _room(self) -> float:
-        """Free bytes below the size limit, after listing all shards in the folder.
-
-        Raises:
-            StoreError: the filesystem does not respond.
-        """
+        """Free bytes below the size limit, after listing all shards in the folder."""
         if self._limit == math.inf:
             return math.inf
         stored = sum(info.size for info in self._folder.shards())
