@@ -85,12 +85,20 @@ def _wav(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
     there = size - at - 8
     if length >= there or _ends_with_chunks(stream, at + 8 + length + length % 2, size):
         return None  # correct, or larger than the file: libsndfile detects the latter
-    if length and (there - length) % (1 << 32):
+    if not _is_unfilled(length) and (there - length) % (1 << 32):
         return None  # the data after the sound are not chunks; `decoder` checks how many bytes they are
     stream.seek(0)
     head = stream.read(at)
     # With these sizes, of a file that was not finished, libsndfile reads up to the end of the file, also beyond 4 GiB.
     return Corrected(head[:4] + struct.pack("<I", 8) + head[8:] + b"data" + bytes(4), stream, at + 8)
+
+
+def _is_unfilled(length: int) -> bool:
+    """Whether a program that could not fill in the length has written this one.
+
+    In a pipe, ffmpeg writes 2^32 - 1, sox 2^31 - 1 minus the header, and arecord 2^31.
+    """
+    return length == 0 or any(limit - (1 << 16) <= length <= limit for limit in (1 << 31, (1 << 32) - 1))
 
 
 def _data_chunk(stream: BinaryIO, at: int, size: int, layout: str) -> tuple[int, int]:

@@ -153,12 +153,20 @@ def test_a_part_is_the_same_part_of_the_whole(tmp_path: Path, name: str) -> None
     np.testing.assert_allclose(part, whole[rate // 2 :][: window.samples], atol=2e-3)
 
 
-def test_a_wav_of_more_than_four_gibibytes(tmp_path: Path) -> None:
-    """The length field has wrapped. The file is sparse, so that it takes no disk space."""
+@pytest.mark.parametrize(
+    ("size", "stated"),
+    [
+        ((1 << 32) + 64_000, 64_000),  # the field has wrapped
+        ((1 << 32) + 64_000, 0xFFFFFFFF),  # ffmpeg in a pipe
+        ((1 << 31) + 64_000, 0x7FFFFFFF - 36),  # sox in a pipe
+        ((1 << 31) + 64_000, 0x80000000),  # arecord in a pipe
+    ],
+)
+def test_a_wav_that_is_longer_than_its_length_field_can_state(tmp_path: Path, size: int, stated: int) -> None:
+    """The file is sparse, so that it takes no disk space."""
     path = tmp_path / "a.wav"
-    size = (1 << 32) + 64_000
     with path.open("wb") as file:
-        file.write(wav(b"", riff=(size + 36) % (1 << 32), size=size % (1 << 32)))
+        file.write(wav(b"", riff=(stated + 36) % (1 << 32), size=stated))
         file.seek(44 + size - 2 * RATE)
         file.write(PCM)
     end = size / 2 / RATE - 0.75
@@ -169,6 +177,17 @@ def test_a_wav_of_more_than_four_gibibytes(tmp_path: Path) -> None:
         fixed = corrected(stream, 44 + size)
         assert fixed is not None
         assert soundfile.info(fixed).frames == size // 2
+
+
+def test_other_data_after_a_large_wav_are_no_sound(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    size = 3 << 30
+    with path.open("wb") as file:
+        file.write(wav(b"", riff=size + 36, size=size))
+        file.seek(44 + size)
+        file.write(b"\0\1" * 100)
+    with path.open("rb") as stream:
+        assert corrected(stream, 44 + size + 200) is None
 
 
 class TestCut:
