@@ -267,7 +267,7 @@ class SeparatedStore:
     def _remove_shard(self, name: str) -> None:
         with self._lock:
             self._index.remove(name)
-        self.folder.close_shard(name)
+        self.folder.close()  # an open file of a removed shard would keep its space on the disk
 
     def _count(self, **counts: int) -> None:
         with self._lock:
