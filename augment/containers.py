@@ -18,6 +18,7 @@ import soundfile
 
 from sepscene.augment.mpeg import FORMAT_CHANGES, with_true_length
 
+_LEFT_IN_PIPES = ((0x7F000000, 0x80000000), (0xFFFF0000, 0xFFFFFFFF), (1 << 62, 1 << 63))
 _RIFF_CHUNK = "<4sI"
 _CAF_CHUNK = ">4sq"
 _LARGEST_IN_MEMORY = 1 << 30  # bytes of an MPEG or chained Ogg file, which is read as a whole
@@ -54,6 +55,14 @@ class Corrected(io.RawIOBase):
         return len(data)
 
 
+def is_unfilled(length: int) -> bool:
+    """Whether programs that write into a pipe, and cannot fill in a length afterwards, leave this one.
+
+    ffmpeg leaves 2^32 - 1 (W64: 2^63 - 1), sox 2^31 - 1 minus the header (AIFF: 0x7F000000), arecord 2^31.
+    """
+    return length == 0 or any(low <= length <= high for low, high in _LEFT_IN_PIPES)
+
+
 def corrected(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
     """The file with the correct length in its header, or None if nothing needs to be corrected.
 
@@ -85,20 +94,12 @@ def _wav(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
     there = size - at - 8
     if length >= there or _ends_with_chunks(stream, at + 8 + length + length % 2, size):
         return None  # correct, or larger than the file: libsndfile detects the latter
-    if not _is_unfilled(length) and (there - length) % (1 << 32):
+    if not is_unfilled(length) and (there - length) % (1 << 32):
         return None  # the data after the sound are not chunks; `decoder` checks how many bytes they are
     stream.seek(0)
     head = stream.read(at)
     # With these sizes, of a file that was not finished, libsndfile reads up to the end of the file, also beyond 4 GiB.
     return Corrected(head[:4] + struct.pack("<I", 8) + head[8:] + b"data" + bytes(4), stream, at + 8)
-
-
-def _is_unfilled(length: int) -> bool:
-    """Whether a program that could not fill in the length has written this one.
-
-    In a pipe, ffmpeg writes 2^32 - 1, sox 2^31 - 1 minus the header, and arecord 2^31.
-    """
-    return length == 0 or any(limit - (1 << 16) <= length <= limit for limit in (1 << 31, (1 << 32) - 1))
 
 
 def _data_chunk(stream: BinaryIO, at: int, size: int, layout: str) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-from sepscene.augment.containers import as_wav, corrected
+from sepscene.augment.containers import as_wav, corrected, is_unfilled
 from sepscene.augment.locations import ClipError, open_location, unreadable
 from sepscene.models.settings import MAX_PEAK
 
@@ -32,7 +32,6 @@ _UNKNOWN_LENGTH = 1 << 40  # frames; libsndfile reports a huge number if the hea
 _MPEG_FRAME = 1152  # samples; an MP3 header states the length only to within one frame
 _MPEG_PREROLL = 20 * _MPEG_FRAME  # MP3 frames depend on earlier ones: the first after a seek are wrong
 _CANCELS = 1e-4  # channels cancel if the power of their mean is below this share of their own power: -40 dB
-_UNFILLED = 0x7FFF0000  # programs leave lengths from here on in a pipe (ffmpeg 0xFFFFFFFF, sox 0x7FFFFFFF - header)
 # What libsndfile logs if a header states more audio than the file holds.
 _OVERSTATED = re.compile(r"^\s*(?:data|SSND|riff|Data Size)\s*:\s*(\d+).*should be", re.MULTILINE)
 _MORE_CALCULATED = re.compile(r"Calculated frame count")
@@ -168,8 +167,8 @@ def _check_header(file: soundfile.SoundFile, uri: str, size: int) -> None:
     if file.frames >= _UNKNOWN_LENGTH:
         raise ClipError(uri, "its header does not state its length; encode it again")
     log = file.extra_info
-    promised = [int(stated) for stated in _OVERSTATED.findall(log)]
-    if any(0 < stated < _UNFILLED for stated in promised) or _MORE_CALCULATED.search(log):
+    cut = any(not is_unfilled(int(stated)) for stated in _OVERSTATED.findall(log))
+    if cut or _MORE_CALCULATED.search(log):
         raise ClipError(uri, f"truncated: its header states more than the {file.frames} frames it holds")
     # The audio takes less than half of the file, and the rest is not a chunk: the stated length is wrong.
     most_bytes = 4 * file.frames * file.channels

@@ -103,6 +103,14 @@ WHOLE = {
 _caf = bytearray(WHOLE["caf in a pipe"])
 _caf[_caf.index(b"data") + 4 : _caf.index(b"data") + 12] = b"\xff" * 8
 WHOLE["caf in a pipe"] = bytes(_caf)
+_aiff = bytearray(encoded(noise(1.0), "AIFF", "PCM_16"))
+for _place, _size in (
+    (4, 0x7F00002E),
+    (_aiff.index(b"COMM") + 10, 0x7F000000 // 2),
+    (_aiff.index(b"SSND") + 4, 0x7F000008),
+):
+    _aiff[_place : _place + 4] = struct.pack(">I", _size)
+WHOLE["aiff of sox in a pipe"] = bytes(_aiff)
 WHOLE["au in a pipe"] = WHOLE["au in a pipe"][:8] + b"\xff" * 4 + WHOLE["au in a pipe"][12:]
 
 
@@ -196,6 +204,23 @@ class TestCut:
         path = tmp_path / "a.sound"
         path.write_bytes(WHOLE[name][: len(WHOLE[name]) // 2])
         with pytest.raises(ClipError, match=r"truncated|decodable"):
+            check_audio(str(path))
+
+    @pytest.mark.parametrize("stated", [1 << 20, 3 << 30, (1 << 32) - (1 << 20)])
+    def test_a_wav_of_any_stated_length_is_named(self, tmp_path: Path, stated: int) -> None:
+        path = tmp_path / "a.wav"
+        path.write_bytes(wav(PCM, stated + 36, stated))
+        with pytest.raises(ClipError, match="truncated: its header states more than the 44100 frames"):
+            check_audio(str(path))
+
+    @pytest.mark.parametrize("stated", [1 << 20, 3 << 30, 5 << 30])
+    def test_a_w64_of_any_stated_length_is_named(self, tmp_path: Path, stated: int) -> None:
+        data = bytearray(encoded(noise(1.0), "W64", "PCM_16"))
+        for place, size in ((16, stated + 128), (data.index(b"data") + 16, stated + 24)):
+            data[place : place + 8] = struct.pack("<q", size)
+        path = tmp_path / "a.w64"
+        path.write_bytes(data)
+        with pytest.raises(ClipError, match="truncated: its header states more than the 44100 frames"):
             check_audio(str(path))
 
     def test_a_change_of_the_rate_is_named(self, tmp_path: Path) -> None:
