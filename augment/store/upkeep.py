@@ -195,14 +195,13 @@ def _shards(
 
 def _damaged(folder: StoreFolder, info: fs.FileInfo, footer: pa.Table) -> tuple[int, list[DamagedEntry]]:
     """The number of entries of a shard, and the damaged ones, each with its first damaged channel."""
+    file = folder.open(info.base_name)
     segment_samples = segment_samples_of(footer)
     damaged = []
-    with folder.filesystem.open_input_file(info.path) as file:
-        for row in footer.to_pylist():
-            location = EntryLocation(row["offset"], row["channels"], row["samples"], segment_samples)
-            for channel in range(location.channels):
-                if read_crop(file.read_at, row["key"], location, channel, 0, location.samples) is None:
-                    names = row["content"], row["processor"], row["settings"]
-                    damaged.append(DamagedEntry(info.base_name, *names, channel))
-                    break
+    for row in footer.to_pylist():
+        location = EntryLocation(row["offset"], row["channels"], row["samples"], segment_samples)
+        for channel in range(location.channels):
+            if read_crop(file.read_at, row["key"], location, channel, 0, location.samples) is None:
+                damaged.append(DamagedEntry(info.base_name, row["content"], row["processor"], row["settings"], channel))
+                break
     return len(footer), damaged
