@@ -9,6 +9,7 @@ Shapes: T samples, C channels.
 
 import io
 import struct
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, BinaryIO
 
@@ -17,10 +18,12 @@ import soundfile
 
 from sepscene.augment.mpeg import FORMAT_CHANGES, with_true_length
 
-UNFILLED = 0x7FFF0000
-"""Programs that write into a pipe leave lengths from here on (ffmpeg 0xFFFFFFFF, sox 0x7FFFFFFF minus the header)."""
+_LEFT_IN_PIPES = ((0x7F000000, 0x80000000), (0xFFFF0000, 0xFFFFFFFF), (1 << 62, 1 << 63))
+_RIFF_CHUNK = "<4sI"
+_CAF_CHUNK = ">4sq"
 _LARGEST_IN_MEMORY = 1 << 30  # bytes of an MPEG or chained Ogg file, which is read as a whole
 _SMALL = 1 << 22  # up to this size in bytes, an Ogg file is searched as a whole
+_LARGEST_PAGE = 65_307  # bytes of an Ogg page
 _TAIL = 1 << 17  # the last frame of a FLAC file begins within this many bytes of its end
 
 
@@ -36,13 +39,7 @@ class Corrected(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """See `io.RawIOBase.seek`."""
-        if whence == io.SEEK_CUR:
-            offset += self.at
-        elif whence == io.SEEK_END:
-            offset += self.size
-        elif whence != io.SEEK_SET:
-            raise ValueError(f"whence is {whence}, which is not supported")
-        self.at = offset
+        self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence]
         return self.at
 
     def readinto(self, buffer: Any) -> int:
@@ -56,6 +53,14 @@ class Corrected(io.RawIOBase):
         view[: len(data)] = data
         self.at += len(data)
         return len(data)
+
+
+def is_unfilled(length: int) -> bool:
+    """Whether programs that write into a pipe, and cannot fill in a length afterwards, leave this one.
+
+    ffmpeg leaves 2^32 - 1 (W64: 2^63 - 1), sox 2^31 - 1 minus the header (AIFF: 0x7F000000), arecord 2^31.
+    """
+    return length == 0 or any(low <= length <= high for low, high in _LEFT_IN_PIPES)
 
 
 def corrected(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
@@ -77,7 +82,7 @@ def corrected(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
     if magic[:4] == b"fLaC":
         return _flac(stream, size)
     if magic[:4] == b"OggS":
-        return _chained_ogg(stream, size)
+        return _ogg(stream, size)
     if magic[:3] == b"ID3" or (magic[:1] == b"\xff" and len(magic) > 1 and magic[1] & 0xE0 == 0xE0):
         return _mpeg(stream, size)
     return None
@@ -85,57 +90,50 @@ def corrected(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
 
 def _wav(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
     """WAV: the size of the data chunk was never filled in, or wrapped at 4 GiB."""
-    at = 12
-    head = b""
-    while at + 8 <= size:
-        stream.seek(at)
-        name, length = struct.unpack("<4sI", stream.read(8))
-        if name == b"data":
-            break
-        at += 8 + length + length % 2
-    else:
-        return None
+    at, length = _data_chunk(stream, 12, size, _RIFF_CHUNK)
     there = size - at - 8
-    if length == there or length >= there or _chunks_follow(stream, at + 8 + length + length % 2, size):
+    if length >= there or _ends_with_chunks(stream, at + 8 + length + length % 2, size):
         return None  # correct, or larger than the file: libsndfile detects the latter
-    if length and (there - length) % (1 << 32):
+    if not is_unfilled(length) and (there - length) % (1 << 32):
         return None  # the data after the sound are not chunks; `decoder` checks how many bytes they are
     stream.seek(0)
     head = stream.read(at)
-    if there < UNFILLED:
-        return Corrected(head + b"data" + struct.pack("<I", there), stream, at + 8)
-    added = 36  # bytes of the ds64 chunk, which holds 64-bit sizes
-    align = head.find(b"fmt ") + 20
-    frames = there // max(1, int.from_bytes(head[align : align + 2], "little"))
-    sizes = b"ds64" + struct.pack("<IQQQI", 28, size + added - 8, there, frames, 0)
-    head = b"RF64\xff\xff\xff\xffWAVE" + sizes + head[12:] + b"data\xff\xff\xff\xff"
-    return Corrected(head, stream, at + 8)
+    # With these sizes, of a file that was not finished, libsndfile reads up to the end of the file, also beyond 4 GiB.
+    return Corrected(head[:4] + struct.pack("<I", 8) + head[8:] + b"data" + bytes(4), stream, at + 8)
 
 
-def _chunks_follow(stream: BinaryIO, at: int, size: int) -> bool:
-    """Whether only complete chunks, or nothing, follow up to the end of the file."""
-    while at + 8 <= size:
+def _data_chunk(stream: BinaryIO, at: int, size: int, layout: str) -> tuple[int, int]:
+    """Position and length of the first chunk `data`; the end of the file and 0 if there is none."""
+    chunks = _chunks(stream, at, size, layout)
+    return next(((start, length) for start, name, length in chunks if name == b"data"), (size, 0))
+
+
+def _chunks(stream: BinaryIO, at: int, size: int, layout: str) -> Iterator[tuple[int, bytes, int]]:
+    """Position, name and length of each chunk from byte `at` on; `layout` is that of name and length."""
+    header = struct.Struct(layout)
+    while at + header.size <= size:
         stream.seek(at)
-        name, length = struct.unpack("<4sI", stream.read(8))
+        name, length = header.unpack(stream.read(header.size))
+        yield at, name, length
+        at += header.size + max(0, length) + (length % 2 if layout == _RIFF_CHUNK else 0)
+
+
+def _ends_with_chunks(stream: BinaryIO, at: int, size: int) -> bool:
+    """Whether only complete chunks, or nothing, follow up to the end of the file."""
+    for start, name, length in _chunks(stream, at, size, _RIFF_CHUNK):
         if not all(32 <= byte < 127 for byte in name):
             return False
-        at += 8 + length + length % 2
+        at = start + 8 + length + length % 2
     return at <= size + 1  # the last padding byte can be missing
 
 
 def _caf(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
     """CAF: a data chunk of size −1 extends to the end of the file (Apple's specification); libsndfile rejects it."""
-    at = 8
-    while at + 12 <= size:
-        stream.seek(at)
-        name, length = struct.unpack(">4sq", stream.read(12))
-        if name == b"data":
-            if length != -1:
-                return None
-            stream.seek(0)
-            return Corrected(stream.read(at) + struct.pack(">4sq", b"data", size - at - 12), stream, at + 12)
-        at += 12 + max(0, length)
-    return None
+    at, length = _data_chunk(stream, 8, size, _CAF_CHUNK)
+    if length != -1:
+        return None
+    stream.seek(0)
+    return Corrected(stream.read(at) + struct.pack(_CAF_CHUNK, b"data", size - at - 12), stream, at + 12)
 
 
 def _flac(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
@@ -174,12 +172,11 @@ def _flac_frame_end(head: bytes, block: int) -> int | None:
     """End in samples of the frame with this header; None if this is not a frame header (RFC 9639, section 9.1)."""
     if len(head) < 16 or head[1] & 0xFE != 0xF8 or head[3] & 1:
         return None
-    length = next((n for n, mask in enumerate((0x80, 0x40, 0x20, 0x10, 8, 4, 2, 1)) if not head[4] & mask), 8)
-    length = 1 if length == 0 else length
-    number = head[4] & (0x7F if length == 1 else 0xFF >> (length + 1))
-    for byte in head[5 : 4 + length]:
+    ones = 8 - (~head[4] & 0xFF).bit_length()  # leading ones: the number takes as many bytes, as in UTF-8
+    at = 4 + max(1, ones)
+    number = head[4] & 0x7F >> ones
+    for byte in head[5:at]:
         number = number << 6 | byte & 0x3F
-    at = 4 + length
     code = head[2] >> 4
     if code == 0:  # reserved
         return None
@@ -188,10 +185,8 @@ def _flac_frame_end(head: bytes, block: int) -> int | None:
         at += code - 5
     elif code == 1:
         samples = 192
-    elif code < 6:
-        samples = 576 << (code - 2)
     else:
-        samples = 1 << code
+        samples = 576 << (code - 2) if code < 6 else 1 << code
     at += {12: 1, 13: 2, 14: 2}.get(head[2] & 15, 0)
     if at >= len(head) or _crc(head[: at + 1], 8, 0x07) != 0:
         return None
@@ -219,9 +214,16 @@ def _crc_table(bits: int, polynomial: int) -> tuple[int, ...]:
     return tuple(table)
 
 
-def _chained_ogg(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
+def _ogg(stream: BinaryIO, size: int) -> Corrected | BinaryIO | None:
     """Chained Ogg streams, of which libsndfile decodes only the first: all of them, as float WAV."""
-    if not _may_be_chained(stream, size):
+    stream.seek(0)
+    first_stream = stream.read(18)[14:]
+    stream.seek(0 if size <= _SMALL else size - _LARGEST_PAGE)
+    tail = stream.read()
+    last = tail[max(0, tail.rfind(b"OggS")) :]
+    if len(last) < 27 or len(last) < 27 + last[26] + sum(last[27 : 27 + last[26]]):
+        raise ValueError("truncated: the last Ogg page is incomplete")  # decoders drop it, with seconds of sound
+    if last[14:18] == first_stream and tail.count(b"OggS\0\2") < 2:
         return None
     links = _ogg_links(_whole(stream, size))
     if len(links) < 2:
@@ -240,18 +242,6 @@ def as_wav(wave_TC: np.ndarray, rate: int) -> BinaryIO:
     soundfile.write(file, wave_TC, rate, format="WAV", subtype="FLOAT")
     file.seek(0)
     return file
-
-
-def _may_be_chained(stream: BinaryIO, size: int) -> bool:
-    """Whether a second stream begins, or the first and the last page belong to different streams."""
-    stream.seek(0)
-    if size <= _SMALL:
-        return stream.read().count(b"OggS\0\2") > 1
-    first = stream.read(18)[14:18]
-    stream.seek(size - 70_000)  # a page has at most 65,307 bytes
-    tail = stream.read()
-    last = tail.rfind(b"OggS")
-    return last >= 0 and tail[last + 14 : last + 18] != first
 
 
 def _ogg_links(data: bytes) -> list[bytes]:

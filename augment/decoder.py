@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-from sepscene.augment.containers import UNFILLED, as_wav, corrected
+from sepscene.augment.containers import as_wav, corrected, is_unfilled
 from sepscene.augment.locations import ClipError, open_location, unreadable
 from sepscene.models.settings import MAX_PEAK
 
@@ -148,8 +148,6 @@ def open_recording(uri: str) -> Iterator[Decoder]:
             stream.seek(0)
             file = stack.enter_context(soundfile.SoundFile(fixed or (source if isinstance(source, str) else stream)))
             _check_header(file, uri, size)
-            if file.format == "OGG" and not _ends_with_whole_page(stream):
-                raise ClipError(uri, "truncated: the last Ogg page is incomplete")
             if not file.seekable():
                 file = stack.enter_context(soundfile.SoundFile(_in_memory(file, uri)))
             yield Decoder(uri, file)
@@ -169,8 +167,8 @@ def _check_header(file: soundfile.SoundFile, uri: str, size: int) -> None:
     if file.frames >= _UNKNOWN_LENGTH:
         raise ClipError(uri, "its header does not state its length; encode it again")
     log = file.extra_info
-    promised = [int(stated) for stated in _OVERSTATED.findall(log)]
-    if any(0 < stated < UNFILLED for stated in promised) or _MORE_CALCULATED.search(log):
+    cut = any(not is_unfilled(int(stated)) for stated in _OVERSTATED.findall(log))
+    if cut or _MORE_CALCULATED.search(log):
         raise ClipError(uri, f"truncated: its header states more than the {file.frames} frames it holds")
     # The audio takes less than half of the file, and the rest is not a chunk: the stated length is wrong.
     most_bytes = 4 * file.frames * file.channels
@@ -187,14 +185,3 @@ def _in_memory(file: soundfile.SoundFile, uri: str) -> BinaryIO:
     if file.frames * file.channels > MAX_SAMPLES:
         raise ClipError(uri, f"{file.subtype_info} of this length is not supported; convert it to WAV or FLAC")
     return as_wav(file.read(file.frames, dtype="float32", always_2d=True), file.samplerate)
-
-
-def _ends_with_whole_page(stream: BinaryIO) -> bool:
-    """Whether the last Ogg page is complete: decoders silently drop a truncated page, with seconds of sound."""
-    end = stream.seek(0, SEEK_END)
-    stream.seek(max(0, end - 70_000))  # a page has at most 65,307 bytes
-    tail = stream.read()
-    page = tail[max(tail.rfind(b"OggS"), 0) :]
-    if len(page) < 27 or len(page) < 27 + page[26]:
-        return False
-    return len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])

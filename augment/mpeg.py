@@ -10,7 +10,7 @@ Sources: ISO/IEC 11172-3 2.4.2.3, ISO/IEC 13818-3 2.4.2.3; the Xing header as LA
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _KBIT = {
     (1, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -32,8 +32,7 @@ FORMAT_CHANGES = "its sample rate or number of channels changes within the file;
 """Message for concatenated recordings of different formats."""
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """Header of a frame: its size in bytes, its samples per channel, and its format."""
 
     size: int
@@ -72,28 +71,22 @@ def with_true_length(data: bytes) -> bytes | None:
     Raises:
         ValueError: the sample rate or number of channels changes within the file.
     """
-    first: Frame | None = None
-    start = 0
-    declared = None
-    frames = 0
-    changes = False
-    for at, frame in _frames(data):
-        stated = _declared(data, at, frame)
-        if first is None:
-            first = frame
-            start = at
-            declared = stated
-        if stated is None:
-            frames += 1
-            changes |= (frame.rate, frame.channels) != (first.rate, first.channels)
-    if first is None or frames == 0 or (declared is not None and declared >= frames):
+    frames = list(_frames(data))
+    stated = [_declared(data, at, frame) for at, frame in frames]
+    count = stated.count(None)
+    if count == 0:
+        return None
+    start, first = frames[0]
+    declared = stated[0]
+    if declared is not None and declared >= count:
         return None  # a decoder detects a stated number that is too large
-    if changes:
+    formats = {(frame.rate, frame.channels) for (_, frame), info in zip(frames, stated, strict=True) if info is None}
+    if formats != {(first.rate, first.channels)}:
         raise ValueError(FORMAT_CHANGES)
     if declared is None and first.layer != 3:
         return None
     sound = start if declared is None else start + first.size
-    return _info_frame(data[start : start + 4], frames, len(data) - sound) + data[sound:]
+    return _info_frame(data[start : start + 4], count, len(data) - sound) + data[sound:]
 
 
 def _frames(data: bytes) -> Iterator[tuple[int, Frame]]:
@@ -111,20 +104,11 @@ def _frames(data: bytes) -> Iterator[tuple[int, Frame]]:
 
 
 def _info_frame(first_header: bytes, frames: int, size: int) -> bytes:
-    """An Info frame in the format of the first frame.
-
-    Args:
-        first_header: the first four bytes of the first frame.
-        frames: number of frames of sound.
-        size: bytes of these frames.
-    """
+    """An Info frame with the number of frames of sound and their size in bytes, in the format of the first frame."""
     header = bytearray(first_header)
     header[1] |= 1  # no checksum follows
-    for index in range(1, 15):  # the smallest frame with room for the mark, its flags and two counts
-        header[2] = index << 4 | header[2] & 0x0C
-        frame = frame_at(bytes(header), 0)
-        if frame is not None and frame.size >= frame.info_at + 16:
-            break
+    header[2] = 14 << 4 | header[2] & 0x0C  # the largest bit rate, which always has room for the mark
+    frame = frame_at(bytes(header), 0)
     assert frame is not None
     mark = b"Info" + struct.pack(">III", 3, frames, size + frame.size)
     return bytes(header).ljust(frame.info_at, b"\0") + mark + bytes(frame.size - frame.info_at - len(mark))

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from sepscene.augment.audio import read_audio
 from sepscene.augment.store.separated_store import SeparatedStore, StoreSettings
-from sepscene.augment.store.shards import Entry, StoreKey, shard_pieces
+from sepscene.augment.store.shards import Entry, EntryLocation, StoreKey, shard_pieces
 from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.models.settings import TDCNppConfig
 
@@ -212,7 +212,7 @@ def index_at_scale(entries: int, folder: Path, console: Console) -> None:
         shard = []
         for _ in range(per_shard):
             last = StoreKey(names.bytes(32).hex(), "S2", "16000 Hz, 10 s")
-            shard.append(Entry(last, 2, CLIP, LEVELS, b""))
+            shard.append(Entry(last, EntryLocation(0, 2, CLIP, settings.segment_samples), LEVELS, b""))
         store.folder.publish(shard_pieces(shard, settings.segment_samples)[0])
     listing = store.folder.shards()
     footers = sum(info.size for info in listing)

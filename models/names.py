@@ -31,10 +31,10 @@ TERMS = {
 }
 
 AUGMENTATIONS = {
-    "specaugment": "sepscene.augment.augmentations.specaugment:SpecAugmentation",
-    "gain": "sepscene.augment.augmentations.level:Gain",
-    "mix-back": "sepscene.augment.augmentations.level:MixBack",
-    "crop-resize": "sepscene.augment.augmentations.crop_resize:CropResize",
+    "specaugment": "sepscene.augment.augmentations.built_in:SpecAugmentation",
+    "gain": "sepscene.augment.augmentations.built_in:Gain",
+    "mix-back": "sepscene.augment.augmentations.built_in:MixBack",
+    "crop-resize": "sepscene.augment.augmentations.built_in:CropResize",
 }
 
 _trust_all = False

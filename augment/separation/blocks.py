@@ -22,7 +22,7 @@ from sepscene.models.settings import Precision
 
 Columns = dict[str, np.ndarray]
 Found = tuple[tuple[int, int], np.ndarray]
-"""The two channels of a row, and its crops, int16 (C, P); see `crop_places`."""
+"""The two channels of a row, and its crops, int16 (C, P); see `row_crops`."""
 
 
 class ServiceSettings(Config):
@@ -63,37 +63,35 @@ class ServiceSettings(Config):
         return f"{self.audio.model_dump_json()}@{exact_seconds(offset_seconds)}{precision}"
 
 
-def starts_of(columns: Columns, settings: ServiceSettings) -> np.ndarray:
-    """Starts (N, 2) of both crops of each row in samples, within the sound of its clip (`sound_samples`)."""
-    starts = view_starts(columns, settings.views, columns["sound_samples"], settings.audio.sample_rate)
-    return np.stack(starts, axis=1)
-
-
-def start_of(columns: Columns, settings: ServiceSettings, n: int) -> np.ndarray:
-    """Starts (2,) of both crops of row n."""
-    row = {name: columns[name][n : n + 1] for name in ("crop_1_u", "crop_2_u", "sound_samples")}
-    return starts_of(row, settings)[0]
-
-
-def sound_levels(levels_S: np.ndarray, sound_samples: int, settings: ServiceSettings) -> np.ndarray:
-    """Convert levels over the padded clip to levels over its sound only; the padding is silent."""
-    return levels_S + np.float32(10 * np.log10(settings.audio.samples / sound_samples))
-
-
 def shared_seconds(begin: float, count: int) -> np.ndarray:
     """The time since `begin` (`time.perf_counter`), divided evenly among the rows of a block, float32 (N,)."""
     return np.full(count, (time.perf_counter() - begin) / max(1, count), np.float32)
 
 
-def crop_places(chosen: tuple[int, int], starts_2: np.ndarray, settings: ServiceSettings) -> list[tuple[int, int, int]]:
-    """The crops of a row that are not silence, as (number, channel, start).
+def row_crops(
+    columns: Columns, n: int, settings: ServiceSettings, levels_S: np.ndarray, score_S: np.ndarray | None
+) -> tuple[tuple[int, int], list[tuple[int, int, int]]]:
+    """The channels of both views of row n, and those of its crops that are not silence, as (number, channel, start).
 
     The views come first. With `settings.mixtures`, the mixture at the time of each view follows, unless the view is the
     mixture itself: then that crop is silence.
+
+    Args:
+        columns: the draws, and `sound_samples`, within which the crops start.
+        n: position of the row.
+        settings: settings of the views.
+        levels_S: level of each channel over the padded clip in dBFS.
+        score_S: custom score of each channel, if `views.channel` is custom code.
     """
-    views = list(zip((0, 1), chosen, starts_2.tolist(), strict=True))
-    mixtures = [(2 + n, MIXTURE, start) for n, channel, start in views if channel != MIXTURE]
-    return [*views, *mixtures] if settings.mixtures else views
+    sound_samples = int(columns["sound_samples"][n])
+    levels_S = levels_S + np.float32(10 * np.log10(settings.audio.samples / sound_samples))  # the padding is silent
+    uniforms = columns["channel_u"][n], columns["second_channel_u"][n]
+    chosen = choose_channels(levels_S, *uniforms, settings.views, score_S)
+    draws = {name: columns[name][n] for name in ("crop_1_u", "crop_2_u")}
+    starts = map(int, view_starts(draws, settings.views, sound_samples, settings.audio.sample_rate))
+    views = list(zip((0, 1), chosen, starts, strict=True))
+    mixtures = [(2 + view, MIXTURE, start) for view, channel, start in views if channel != MIXTURE]
+    return chosen, [*views, *mixtures] if settings.mixtures else views
 
 
 class StoredViews:
@@ -130,22 +128,18 @@ class StoredViews:
         """Number of stored entries of row n that have been found damaged so far."""
         return sum(map(self.store.damaged_copies, self.keys(columns, n)))
 
-    def find(self, columns: Columns, starts_2: np.ndarray, n: int) -> Found | None:
+    def find(self, columns: Columns, n: int) -> Found | None:
         """The channels and crops of row n, or None if any part of them is missing in the store."""
         separated, mixture, *scores = self.keys(columns, n)
         levels_S = self.store.levels(separated)
         score_S = self.store.levels(scores[0]) if scores else None
         if levels_S is None or (scores and score_S is None):
             return None
-        levels_S = sound_levels(levels_S, int(columns["sound_samples"][n]), self.settings)
-        uniforms = columns["channel_u"][n], columns["second_channel_u"][n]
-        chosen = choose_channels(levels_S, *uniforms, self.settings.views, score_S)
+        chosen, places = row_crops(columns, n, self.settings, levels_S, score_S)
         crops_CP = np.zeros((self.settings.crops, self.settings.patch), np.int16)
-        for c, channel, start in crop_places(chosen, starts_2, self.settings):
-            if channel == MIXTURE:
-                crop = self.store.get_crop(mixture, 0, start, self.settings.patch)
-            else:
-                crop = self.store.get_crop(separated, channel, start, self.settings.patch)
+        for c, channel, start in places:
+            key, number = (mixture, 0) if channel == MIXTURE else (separated, channel)
+            crop = self.store.get_crop(key, number, start, self.settings.patch)
             if crop is None:
                 return None
             crops_CP[c] = crop

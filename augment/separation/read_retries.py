@@ -43,31 +43,30 @@ class ReadRetries:
             The fault of each row, object (N,), empty if it was read.
         """
         fault_N = block["fault"].copy() if "fault" in block else np.array([""] * len(block["uri"]), object)
-        left = self._attempt(read, wanted, fault_N, block)
-        for pause in PAUSES_SECONDS:
-            if all(block["uri"][n] in self.given_up for n in left):
+        left = list(wanted)
+        for pause in (*PAUSES_SECONDS, None):
+            retried = []
+            for n in left:
+                fault_N[n], retry = _attempt(read, n)
+                if retry:
+                    retried.append(n)
+            left = retried
+            if pause is None or all(block["uri"][n] in self.given_up for n in left):
                 break
             time.sleep(pause)
-            left = self._attempt(read, left, fault_N, block)
         self.given_up |= {str(block["uri"][n]) for n in left}
         return fault_N
 
-    def _attempt(
-        self, read: Callable[[int], None], wanted: Sequence[int], fault_N: np.ndarray, block: Mapping[str, np.ndarray]
-    ) -> list[int]:
-        """Read rows once, enter their faults, and return the rows that must be retried."""
-        left = []
-        for n in wanted:
-            try:
-                read(n)
-                fault_N[n] = ""
-            except ClipError as error:
-                fault_N[n] = error.cause
-                if may_be_readable_later(error):
-                    fault_N[n] = f"{TEMPORARY}: {error.cause}"
-                    if error.refused not in _LASTING:
-                        left.append(n)
-        return left
+
+def _attempt(read: Callable[[int], None], n: int) -> tuple[str, bool]:
+    """Read a row once, and return its fault and whether it must be retried."""
+    try:
+        read(n)
+    except ClipError as error:
+        if may_be_readable_later(error):
+            return f"{TEMPORARY}: {error.cause}", error.refused not in _LASTING
+        return error.cause, False
+    return "", False
 
 
 def may_be_readable_later(error: ClipError) -> bool:

@@ -13,7 +13,7 @@ from sepscene.augment.audio import AudioFormat, content_hash, pad_sound, read_so
 from sepscene.augment.crash_counts import CrashCounts
 from sepscene.augment.draws import FILLER, crop_starts
 from sepscene.augment.locations import ClipError
-from sepscene.augment.separation.blocks import Columns, ServiceSettings, StoredViews, shared_seconds, start_of
+from sepscene.augment.separation.blocks import Columns, ServiceSettings, StoredViews, shared_seconds
 from sepscene.augment.separation.read_retries import ReadRetries
 from sepscene.augment.separation.service import SeparationService
 from sepscene.augment.store.separated_store import SeparatedStore
@@ -84,7 +84,7 @@ class ClipReader:
             block["content"][n] = content
             block["sound_samples"][n] = _samples_to_crop(uri, content, audio, offset)
             damaged_before = self.stored.damaged_copies(block, n)
-            found = self.stored.find(block, start_of(block, self.settings, n), n)
+            found = self.stored.find(block, n)
             block["damaged"][n] = self.stored.damaged_copies(block, n) > damaged_before
             if found is not None:
                 (block["channel_1"][n], block["channel_2"][n]), crops_CP = found

@@ -20,18 +20,10 @@ import numpy as np
 from sepscene.augment.audio import AudioFormat
 from sepscene.augment.crash_counts import CrashCounts
 from sepscene.augment.draws import VIEW_COLUMNS
-from sepscene.augment.separation.blocks import (
-    Columns,
-    ServiceSettings,
-    StoredViews,
-    crop_places,
-    shared_seconds,
-    sound_levels,
-    starts_of,
-)
+from sepscene.augment.separation.blocks import Columns, Found, ServiceSettings, StoredViews, row_crops, shared_seconds
 from sepscene.augment.separation.channel_scores import ChannelScores
 from sepscene.augment.store.separated_store import SeparatedStore
-from sepscene.augment.views import MIXTURE, choose_channels, levels_db, to_pcm
+from sepscene.augment.views import MIXTURE, levels_db, to_pcm
 from sepscene.models.config import SepsceneError
 from sepscene.models.custom import CustomCode
 
@@ -42,9 +34,6 @@ if TYPE_CHECKING:
 
 _CONSUMED = (*VIEW_COLUMNS, "sound", "offset_seconds", "read_at")
 """Columns that are not passed on."""
-
-Separated = tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
-"""Position of a row, its mixture (T,), separated channels (S, T), their levels (S,), their custom scores (S,)."""
 
 
 def open_separator(name: str, folder: str | CustomCode, audio: AudioFormat) -> "nn.Module":
@@ -147,7 +136,7 @@ class SeparationService:
 
         Returns:
             The same columns without those in `_CONSUMED`, and `view_1`, `view_2` and, with `settings.mixtures`,
-            `mixture_1`, `mixture_2` (int16, (N, P)), zeros on a fault, see `crop_places`; `channel_1`, `channel_2`
+            `mixture_1`, `mixture_2` (int16, (N, P)), zeros on a fault, see `row_crops`; `channel_1`, `channel_2`
             (int64, −1 is the mixture); `separation_seconds` (share of the row in the time of the block),
             `queued_seconds` (time between reading and separation), `made_at` (Unix time at which the block was
             finished), `made_by` (a random number of this actor), `dropped` (in the first row: separated clips that the
@@ -157,19 +146,12 @@ class SeparationService:
         began_at = time.time()
         count = len(columns["row"])
         block = {name: column.copy() for name, column in columns.items() if name not in _CONSUMED}
-        starts_N2 = starts_of(columns, self.settings)
         crops_NCP = np.zeros((count, self.settings.crops, self.settings.patch), np.int16)
         for n in np.flatnonzero(columns["stored"]).tolist():
             crops_NCP[n] = np.frombuffer(columns["sound"][n], np.int16).reshape(self.settings.crops, -1)
-        rows = [n for n in _to_separate(columns) if not self._from_store(columns, block, crops_NCP, starts_N2, n)]
-        for n, mixture_T, separated_ST, levels_S, score_S in self._separated(columns, block, rows):
-            uniforms = columns["channel_u"][n], columns["second_channel_u"][n]
-            levels_S = sound_levels(levels_S, int(columns["sound_samples"][n]), self.settings)
-            chosen = choose_channels(levels_S, *uniforms, self.settings.views, score_S)
+        for n, (chosen, crops_CP) in self._views(columns, block):
             block["channel_1"][n], block["channel_2"][n] = chosen
-            for c, channel, start in crop_places(chosen, starts_N2[n], self.settings):
-                track_T = mixture_T if channel == MIXTURE else separated_ST[channel]
-                crops_NCP[n, c] = track_T[start : start + self.settings.patch]
+            crops_NCP[n] = crops_CP
         crops = zip(("view_1", "view_2", "mixture_1", "mixture_2"), crops_NCP.swapaxes(0, 1), strict=False)
         return block | {
             **{name: np.ascontiguousarray(crop_NP) for name, crop_NP in crops},
@@ -187,32 +169,30 @@ class SeparationService:
             self.dropped += dropped_N[0]
         return dropped_N
 
-    def _from_store(
-        self, columns: Columns, block: Columns, crops_NCP: np.ndarray, starts_N2: np.ndarray, n: int
-    ) -> bool:
-        """Read row n's views from the store, if its clip has been separated since the reader searched for it."""
-        found = self.stored.find(columns, starts_N2[n], n) if self.stored else None
-        if found is None:
-            return False
-        (block["channel_1"][n], block["channel_2"][n]), crops_NCP[n] = found
-        block["stored"][n] = True
-        return True
+    def _views(self, columns: Columns, block: Columns) -> Iterator[tuple[int, Found]]:
+        """The views of the rows to separate, with their positions.
 
-    def _separated(self, columns: Columns, block: Columns, rows: list[int]) -> Iterator[Separated]:
-        """Separate clips; each pass is submitted before the results of the previous one are processed."""
-        if not rows:
-            return  # without loading the separators
-        mixtures = {n: _mixture(columns, n) for n in rows}
+        If a clip has been separated since the reader searched for it, its views come from the store. Each pass is
+        submitted before the results of the previous one are processed.
+        """
+        left = []
+        for n in _to_separate(columns):
+            found = self.stored.find(columns, n) if self.stored else None
+            if found is None:
+                left.append(n)
+            else:
+                block["stored"][n] = True
+                yield n, found
         if not self.settings.processors:
             nothing_ST = np.empty((0, self.settings.audio.samples), np.int16)
-            yield from ((n, mixtures[n], nothing_ST, np.empty(0, np.float32), None) for n in rows)
-            return
+            yield from ((n, self._crop(columns, n, nothing_ST, np.empty(0, np.float32), None)) for n in left)
         previous: tuple[int, list[int], Result] | None = None
-        for index, separator in enumerate(self.separators):
-            own = [n for n in rows if columns["processor"][n] == index]
+        for index in range(len(self.settings.processors)):
+            own = [n for n in left if columns["processor"][n] == index]
             for start in range(0, len(own), self.clips_per_forward):
                 batch = own[start : start + self.clips_per_forward]
-                result = self.forward.submit(separator, np.stack([mixtures[n] for n in batch]))
+                mixture_BT = np.stack([_mixture(columns, n) for n in batch])
+                result = self.forward.submit(self.separators[index], mixture_BT)
                 if previous:
                     yield from self._finished(columns, block, *previous)
                 previous = (index, batch, result)
@@ -221,8 +201,8 @@ class SeparationService:
 
     def _finished(
         self, columns: Columns, block: Columns, index: int, batch: list[int], result: "Result"
-    ) -> Iterator[Separated]:
-        """Convert the clips of a finished pass to 16 bits and put them into the store; set `fault` on failure."""
+    ) -> Iterator[tuple[int, Found]]:
+        """The views of a finished pass, whose clips are put into the store; set `fault` on failure."""
         for n, separated_ST in zip(batch, result(), strict=True):
             if not np.isfinite(separated_ST).all():
                 block["fault"][n] = f"processor {self.settings.processors[index]} returned NaN or infinite samples"
@@ -236,7 +216,18 @@ class SeparationService:
             levels_S = levels_db(pcm_ST)
             if self.stored is not None:
                 self.stored.put(columns, n, mixture_T, pcm_ST, levels_S, score_S)
-            yield n, mixture_T, pcm_ST, levels_S, score_S
+            yield n, self._crop(columns, n, pcm_ST, levels_S, score_S)
+
+    def _crop(
+        self, columns: Columns, n: int, pcm_ST: np.ndarray, levels_S: np.ndarray, score_S: np.ndarray | None
+    ) -> Found:
+        """The views of row n from its separated channels."""
+        chosen, places = row_crops(columns, n, self.settings, levels_S, score_S)
+        crops_CP = np.zeros((self.settings.crops, self.settings.patch), np.int16)
+        for c, channel, start in places:
+            track_T = _mixture(columns, n) if channel == MIXTURE else pcm_ST[channel]
+            crops_CP[c] = track_T[start : start + self.settings.patch]
+        return chosen, crops_CP
 
 
 def _to_separate(columns: Columns) -> list[int]:

@@ -6,12 +6,11 @@ ROOT/filled/<name>                    empty file: the prefill of this name is co
 """
 
 import re
-import threading
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -53,8 +52,7 @@ class StoreFolder:
         self.shards_path = root.rstrip("/") + "/shards"
         self.incoming_path = root.rstrip("/") + "/incoming"
         self.filled_path = root.rstrip("/") + "/filled"
-        self._files: OrderedDict[str, pa.NativeFile] = OrderedDict()
-        self._lock = threading.Lock()
+        self._opened = lru_cache(_OPEN_FILES)(self.filesystem.open_input_file)
 
     def create(self) -> None:
         """Create the folders.
@@ -131,29 +129,15 @@ class StoreFolder:
         Raises:
             OSError: the shard cannot be opened; FileNotFoundError if it has been removed.
         """
-        with self._lock:
-            if name in self._files:
-                self._files.move_to_end(name)
-                return self._files[name]
-        file = self.filesystem.open_input_file(f"{self.shards_path}/{name}")
-        with self._lock:
-            self._files[name] = file
-            if len(self._files) > _OPEN_FILES:
-                self._files.popitem(last=False)  # closed when its last reader releases it
-        return file
+        return self._opened(f"{self.shards_path}/{name}")
 
     def exists(self, name: str) -> bool:
         """Whether a shard still exists."""
         return self.filesystem.get_file_info(f"{self.shards_path}/{name}").is_file
 
-    def close_shard(self, name: str) -> None:
-        """Close a shard."""
-        with self._lock:
-            self._files.pop(name, None)
-
     def remove(self, name: str) -> None:
         """Delete a shard, if it exists, and the marks of completed prefills."""
-        self.close_shard(name)
+        self.close()  # an open file would keep its space on the disk
         self.filesystem.delete_dir_contents(self.filled_path, missing_dir_ok=True)
         with suppress(FileNotFoundError):
             self.filesystem.delete_file(f"{self.shards_path}/{name}")
@@ -191,9 +175,8 @@ class StoreFolder:
             return self.filesystem.get_file_info(f"{self.filled_path}/{name}").is_file
 
     def close(self) -> None:
-        """Close all files."""
-        with self._lock:
-            self._files.clear()
+        """Close all shards, each when its last reader releases it; they are opened again when they are read."""
+        self._opened.cache_clear()
 
 
 def without_secrets(uri: str) -> str:

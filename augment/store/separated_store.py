@@ -24,7 +24,7 @@ from pyarrow import fs
 
 from sepscene.augment.store.folder import FILESYSTEM_ERRORS, StoreError, StoreFolder
 from sepscene.augment.store.index import COLUMNS, Found, StoreIndex
-from sepscene.augment.store.shards import EntryLocation, ShardDamage, StoreKey, encode_entry, read_crop, read_footer
+from sepscene.augment.store.shards import ShardDamage, StoreKey, encode_entry, read_crop, read_footer
 from sepscene.augment.store.writer import ShardWriter, StoreSettings
 
 _log = logging.getLogger(__name__)
@@ -133,12 +133,14 @@ class SeparatedStore:
         """
         self._writer.publish_if_due()
         digest = key.digest()
-        crop = self._unpublished_crop(digest, channel, start, samples)
-        for found in self._copies(digest) if crop is None else ():
-            crop = self._read_crop(found, digest, channel, start, samples)
-            if crop is not None:
-                break
-        self._count(**({"misses": 1} if crop is None else {"hits": 1}))
+        entry = self._writer.find(digest)
+        if entry is not None:
+            data = entry.data
+            crop = read_crop(lambda count, at: data[at : at + count], digest, entry.location, channel, start, samples)
+        else:
+            copies = (self._read_crop(found, digest, channel, start, samples) for found in self._copies(digest))
+            crop = next((crop for crop in copies if crop is not None), None)
+        self._count(hits=crop is not None, misses=crop is None)
         return crop
 
     def _copies(self, digest: bytes) -> list[Found]:
@@ -160,18 +162,7 @@ class SeparatedStore:
             _log.warning("%s", error)
             self._next_refresh = time.monotonic() + max(1.0, self.settings.refresh_seconds)
 
-    def _unpublished_crop(self, digest: bytes, channel: int, start: int, samples: int) -> np.ndarray | None:
-        entry = self._writer.find(digest)
-        if entry is None:
-            return None
-        location = EntryLocation(0, entry.channels, entry.samples, self.settings.segment_samples)
-        _check_crop(location, channel, start, samples)
-        data = entry.data
-        return read_crop(lambda count, at: data[at : at + count], digest, location, channel, start, samples)
-
     def _read_crop(self, found: Found, digest: bytes, channel: int, start: int, samples: int) -> np.ndarray | None:
-        _check_crop(found.location, channel, start, samples)
-
         def read_at(count: int, offset: int) -> bytes:
             raw = self.folder.open(found.shard).read_at(count, offset)
             self._count(bytes_read=len(raw))
@@ -276,7 +267,7 @@ class SeparatedStore:
     def _remove_shard(self, name: str) -> None:
         with self._lock:
             self._index.remove(name)
-        self.folder.close_shard(name)
+        self.folder.close()  # an open file of a removed shard would keep its space on the disk
 
     def _count(self, **counts: int) -> None:
         with self._lock:
@@ -297,12 +288,3 @@ def _close_open_stores() -> None:
     """Close the handles that the user has not closed, so that a process that exits normally loses no entries."""
     for store in list(_open_stores):
         store.close()
-
-
-def _check_crop(location: EntryLocation, channel: int, start: int, samples: int) -> None:
-    if not (0 <= channel < location.channels and start >= 0 and 1 <= samples <= location.samples - start):
-        raise ValueError(
-            f"channel {channel}, samples {start} to {start + samples} are outside of an entry with "
-            f"{location.channels} channels of {location.samples} samples: StoreKey.settings must "
-            "differ between clip lengths and numbers of sources"
-        )

@@ -86,8 +86,8 @@ class Entry:
     """One separated clip, encoded."""
 
     key: StoreKey
-    channels: int
-    samples: int
+    location: EntryLocation
+    """In `data`, so its offset is 0."""
     levels: np.ndarray
     data: bytes
 
@@ -102,7 +102,8 @@ def encode_entry(key: StoreKey, wave_ST: np.ndarray, levels: np.ndarray, segment
         for number, begin in enumerate(range(0, 2 * samples, 2 * segment_samples)):
             payload = pcm[begin : begin + 2 * segment_samples]
             pieces += (_CRC.pack(_checksum(digest, channel, number, payload)), payload)
-    return Entry(key, channels, samples, np.asarray(levels, np.float32).copy(), b"".join(pieces))
+    location = EntryLocation(0, channels, samples, segment_samples)
+    return Entry(key, location, np.asarray(levels, np.float32).copy(), b"".join(pieces))
 
 
 def read_crop(
@@ -120,7 +121,16 @@ def read_crop(
 
     Returns:
         int16 (samples,), writable; None if a checksum fails or bytes are missing.
+
+    Raises:
+        ValueError: the entry has no such channel, or is too short.
     """
+    if not (0 <= channel < location.channels and start >= 0 and 1 <= samples <= location.samples - start):
+        raise ValueError(
+            f"channel {channel}, samples {start} to {start + samples} are outside of an entry with "
+            f"{location.channels} channels of {location.samples} samples: StoreKey.settings must "
+            "differ between clip lengths and numbers of sources"
+        )
     segment = location.segment_samples
     first = start // segment
     last = (start + samples - 1) // segment
@@ -152,8 +162,8 @@ def shard_pieces(entries: Sequence[Entry], segment_samples: int) -> tuple[list[b
     rows = []
     offset = len(MAGIC)
     for entry in entries:
-        location = {"offset": offset, "channels": entry.channels, "samples": entry.samples, "levels": entry.levels}
-        rows.append({"key": entry.key.digest(), **vars(entry.key), **location})
+        place = vars(entry.location) | {"offset": offset, "levels": entry.levels}
+        rows.append({"key": entry.key.digest(), **vars(entry.key), **place})
         offset += len(entry.data)
     table = pa.Table.from_pylist(rows, FOOTER.with_metadata({"segment_samples": str(segment_samples)}))
     sink = pa.BufferOutputStream()

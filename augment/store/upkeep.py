@@ -1,8 +1,10 @@
 """Maintenance of a store: list, verify, and free space. Safe while other processes read and write."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,7 @@ from sepscene.augment.store.folder import StoreFolder
 from sepscene.augment.store.shards import FOOTER, EntryLocation, ShardDamage, read_crop, read_footer, segment_samples_of
 
 _GROUPED = ["processor", "settings", "channels", "samples"]  # columns of a footer that `list_store` needs
+Found = TypeVar("Found")
 _LEFTOVER_SECONDS = 3600.0  # a shard that is still incomplete at this age was abandoned by its writer
 
 
@@ -89,21 +92,18 @@ def list_store(store: str | StoreFolder) -> StoreListing:
         StoreError: there is no store, or the filesystem fails.
     """
     folder = _existing(store)
-    footers = [FOOTER.empty_table().select(_GROUPED)]
-    damaged = []
-    shards = 0
-    size = 0
     with folder.errors_named("list"):
-        for info, footer in _footers(folder):
-            shards += 1
-            size += info.size
-            if isinstance(footer, str):
-                damaged.append(info.base_name)
-            else:
-                footers.append(footer.select(_GROUPED))
-    groups = _groups(pa.concat_tables(footers).unify_dictionaries())
-    entries = sum(group.entries for group in groups)
-    return StoreListing(folder.uri, shards, entries, size, groups, tuple(damaged))
+        shards = list(_shards(folder, lambda _, footer: footer.select(_GROUPED)))
+    footers = [found for _, found in shards if not isinstance(found, str)]
+    groups = _groups(pa.concat_tables([FOOTER.empty_table().select(_GROUPED), *footers]).unify_dictionaries())
+    return StoreListing(
+        folder.uri,
+        len(shards),
+        sum(group.entries for group in groups),
+        _bytes(info for info, _ in shards),
+        groups,
+        tuple(info.base_name for info, found in shards if isinstance(found, str)),
+    )
 
 
 def _groups(entries: pa.Table) -> tuple[StoreGroup, ...]:
@@ -119,12 +119,6 @@ def _groups(entries: pa.Table) -> tuple[StoreGroup, ...]:
     return tuple(sorted(groups, key=lambda group: (group.processor, group.settings)))
 
 
-def _existing(store: str | StoreFolder) -> StoreFolder:
-    folder = StoreFolder(store) if isinstance(store, str) else store
-    folder.check_exists()
-    return folder
-
-
 def verify_store(store: str | StoreFolder) -> Verification:
     """`sepscene store verify URI`: read all samples of all shards and verify their checksums.
 
@@ -133,29 +127,18 @@ def verify_store(store: str | StoreFolder) -> Verification:
     """
     folder = _existing(store)
     begin = time.monotonic()
-    damaged_shards = []
-    damaged_entries = []
-    shards = 0
-    entries = 0
-    size = 0
     with folder.errors_named("verify"):
-        for info, footer in _footers(folder):
-            if isinstance(footer, str):
-                damaged_shards.append((info.base_name, footer))
-            else:
-                try:
-                    damaged_entries += _damaged(folder, info.base_name, footer)
-                except OSError:
-                    if folder.exists(info.base_name):
-                        raise
-                    continue
-                finally:
-                    folder.close_shard(info.base_name)
-                entries += len(footer)
-            shards += 1
-            size += info.size
-    seconds = time.monotonic() - begin
-    return Verification(folder.uri, shards, entries, size, seconds, tuple(damaged_shards), tuple(damaged_entries))
+        shards = list(_shards(folder, partial(_damaged, folder)))
+    checked = [found for _, found in shards if not isinstance(found, str)]
+    return Verification(
+        folder.uri,
+        len(shards),
+        sum(entries for entries, _ in checked),
+        _bytes(info for info, _ in shards),
+        time.monotonic() - begin,
+        tuple((info.base_name, found) for info, found in shards if isinstance(found, str)),
+        tuple(entry for _, damaged in checked for entry in damaged),
+    )
 
 
 def collect_store(store: str | StoreFolder, max_bytes: int | None = None) -> Removed:
@@ -168,52 +151,57 @@ def collect_store(store: str | StoreFolder, max_bytes: int | None = None) -> Rem
         StoreError: there is no store, or the filesystem fails.
     """
     folder = _existing(store)
-    intact = []
-    damaged = 0
-    freed = 0
     with folder.errors_named("remove shards of"):
-        for info, footer in _footers(folder):
-            if isinstance(footer, str):
-                folder.remove(info.base_name)
-                damaged += 1
-                freed += info.size
-            else:
-                intact.append(info)
-        leftovers, leftover_bytes = folder.remove_leftovers(_LEFTOVER_SECONDS)
-        sizes = np.array([info.size for info in intact], np.int64)
-        newer = sizes[::-1].cumsum()[::-1]  # bytes of each shard and all newer ones
+        shards = list(_shards(folder, lambda info, footer: None))
+        damaged = [info for info, found in shards if found is not None]
+        intact = [info for info, found in shards if found is None]
+        newer = np.cumsum([info.size for info in reversed(intact)])[::-1]  # bytes of each shard and all newer ones
         old = 0 if max_bytes is None else int(np.count_nonzero(newer > max_bytes))
-        for info in intact[:old]:
+        for info in [*damaged, *intact[:old]]:
             folder.remove(info.base_name)
-    freed += leftover_bytes + int(sizes[:old].sum())
-    return Removed(folder.uri, old, damaged, leftovers, freed, int(sizes[old:].sum()))
+        leftovers, leftover_bytes = folder.remove_leftovers(_LEFTOVER_SECONDS)
+    freed = _bytes([*damaged, *intact[:old]]) + leftover_bytes
+    return Removed(folder.uri, old, len(damaged), leftovers, freed, _bytes(intact[old:]))
 
 
-def _footers(folder: StoreFolder) -> Iterator[tuple[fs.FileInfo, pa.Table | str]]:
-    """Each shard with its footer or its damage. Shards that another gc removes in the meantime are skipped."""
+def _existing(store: str | StoreFolder) -> StoreFolder:
+    folder = StoreFolder(store) if isinstance(store, str) else store
+    folder.check_exists()
+    return folder
+
+
+def _bytes(shards: Iterable[fs.FileInfo]) -> int:
+    return sum(info.size for info in shards)
+
+
+def _shards(
+    folder: StoreFolder, read: Callable[[fs.FileInfo, pa.Table], Found]
+) -> Iterator[tuple[fs.FileInfo, Found | str]]:
+    """Each shard, and what `read` finds in it and its footer, or its damage.
+
+    Shards that another gc removes in the meantime are skipped.
+    """
     for info in folder.shards():
-        footer: pa.Table | str
         try:
             with folder.filesystem.open_input_file(info.path) as file:
                 footer = read_footer(file, info.size)
+            yield info, read(info, footer)
+        except ShardDamage as error:
+            yield info, str(error)
         except OSError:  # S3 has no specific error for an object that is removed while open
             if folder.exists(info.base_name):
                 raise
-            continue
-        except ShardDamage as error:
-            footer = str(error)
-        yield info, footer
 
 
-def _damaged(folder: StoreFolder, name: str, footer: pa.Table) -> list[DamagedEntry]:
-    """The damaged entries of a shard, each with its first damaged channel."""
-    file = folder.open(name)
+def _damaged(folder: StoreFolder, info: fs.FileInfo, footer: pa.Table) -> tuple[int, list[DamagedEntry]]:
+    """The number of entries of a shard, and the damaged ones, each with its first damaged channel."""
+    file = folder.open(info.base_name)
     segment_samples = segment_samples_of(footer)
     damaged = []
     for row in footer.to_pylist():
         location = EntryLocation(row["offset"], row["channels"], row["samples"], segment_samples)
         for channel in range(location.channels):
             if read_crop(file.read_at, row["key"], location, channel, 0, location.samples) is None:
-                damaged.append(DamagedEntry(name, row["content"], row["processor"], row["settings"], channel))
+                damaged.append(DamagedEntry(info.base_name, row["content"], row["processor"], row["settings"], channel))
                 break
-    return damaged
+    return len(footer), damaged

@@ -66,7 +66,7 @@ class ShardWriter:
         self._since = 0.0
         self._publish_seconds = settings.publish_seconds
         self._upload: Future[None] | None = None
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="separated-store")
         self._pending_bytes = 0
         self._stored_bytes = 0  # of all shards in the folder, of all writers, as last listed
 
@@ -119,10 +119,9 @@ class ShardWriter:
                 self._pending = {}
                 self._pending_bytes = 0
                 self._publish_seconds = min(2 * self._publish_seconds, self._settings.publish_max_seconds)
-                self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="separated-store")
             try:
                 self._upload = self._thread.submit(self._publish)
-            except RuntimeError:  # the process is exiting and cannot start threads any more
+            except RuntimeError:  # after `close`, or the process is exiting and cannot start threads any more
                 self._publish()
 
     def wait(self) -> None:
@@ -139,9 +138,7 @@ class ShardWriter:
     def close(self) -> None:
         """Publish all entries and stop the thread."""
         self.flush()
-        if self._thread is not None:
-            self._thread.shutdown()
-            self._thread = None
+        self._thread.shutdown()
 
     def _publish(self) -> None:
         entries = list(self._uploading.values())
@@ -166,11 +163,7 @@ class ShardWriter:
             self._uploading = {}
 
     def _room(self) -> float:
-        """Free bytes below the size limit, after listing all shards in the folder.
-
-        Raises:
-            StoreError: the filesystem does not respond.
-        """
+        """Free bytes below the size limit, after listing all shards in the folder."""
         if self._limit == math.inf:
             return math.inf
         stored = sum(info.size for info in self._folder.shards())

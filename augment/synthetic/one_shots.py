@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from sepscene.augment.decoder import open_recording
+from sepscene.augment.synthetic.synthesis import Synth
 from sepscene.models.config import SepsceneError
 
-EventMaker = Callable[[np.random.Generator, int], np.ndarray]
-"""Generates an instance of an event class at a sample rate: float32 (T,), of any level."""
+EventMaker = Callable[[Synth], np.ndarray]
+"""Generates an instance of an event class: float32 (T,), of any level."""
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".aiff")
 SILENCE_DB = -40.0
@@ -58,9 +59,9 @@ def _esc50(folder: Path) -> list[tuple[str, Path]]:
     return [(label, path) for label, path in named if path.exists()]
 
 
-def _draw(paths: tuple[Path, ...], rng: np.random.Generator, rate: int) -> np.ndarray:
+def _draw(paths: tuple[Path, ...], synth: Synth) -> np.ndarray:
     """Draw one of the recordings, see `_read`."""
-    return _read(paths[int(rng.integers(len(paths)))], rate)
+    return _read(paths[int(synth.integers(len(paths)))], synth.rate)
 
 
 @cache

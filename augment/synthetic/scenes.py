@@ -22,11 +22,10 @@ import numpy as np
 import soundfile
 from pydantic import Field, model_validator
 
-from sepscene.augment.synthetic.noisy_events import NOISY_EVENTS
+from sepscene.augment.synthetic import noisy_events, tonal_events
 from sepscene.augment.synthetic.one_shots import EventMaker, one_shot_makers
 from sepscene.augment.synthetic.sources import scenes_manifest, sources_path
-from sepscene.augment.synthetic.synthesis import coloured, curve, log_uniform, overtones, reverberate, shelf, tone
-from sepscene.augment.synthetic.tonal_events import TONAL_EVENTS
+from sepscene.augment.synthetic.synthesis import Synth, curve
 from sepscene.models.config import Config, SepsceneError
 from sepscene.models.files import write_atomically
 
@@ -36,9 +35,6 @@ BACKGROUND = "background"
 SHORTEST_SECONDS = 0.5
 LONGEST_SECONDS = 60.0
 """Limits of the length of a scene."""
-
-EVENTS = TONAL_EVENTS | NOISY_EVENTS
-"""Event class -> function that generates an instance."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +76,13 @@ PLACES: dict[str, SceneType] = {
     "workshop": SceneType(("drill", "hammer", "engine", "beeps", "laughter", "knock"), (0.4, 1.1), (-6, -2), 0.6, 0.3),
 }
 """The scene types. Some event classes belong to two of them, so that one event does not determine the scene type."""
+
+EVENTS: dict[str, EventMaker] = {
+    name: getattr(tonal_events, name, None) or getattr(noisy_events, name)
+    for place in PLACES.values()
+    for name in place.vocabulary
+}
+"""Event class -> the function of this name, which generates an instance."""
 
 
 class SceneConfig(Config):
@@ -166,31 +169,31 @@ def generate_scene(seed: int, index: int, config: SceneConfig | None = None, bac
             levels over another background, of any scene type, with another gain.
     """
     config = config or SceneConfig()
-    rng = np.random.default_rng([seed, index])
-    view_rng = np.random.default_rng([seed, index, 1 + background])
+    synth = Synth([seed, index], config.sample_rate)
+    view_synth = Synth([seed, index, 1 + background], config.sample_rate)
     samples = round(config.clip_seconds * config.sample_rate)
     events = event_makers(config)
-    scene_type, names = draw_events(rng, config)
+    scene_type, names = draw_events(synth, config)
     kind = PLACES[scene_type]
-    background_T = _background(rng, samples, config.sample_rate, kind)
-    background_T *= np.float32(10 ** (rng.uniform(-46, -34) / 20))
+    background_T = _background(synth, samples, kind)
+    background_T *= np.float32(10 ** (synth.uniform(-46, -34) / 20))
     level = _rms(background_T)
-    echo_seconds = rng.uniform(*kind.echo_seconds)
+    echo_seconds = synth.uniform(*kind.echo_seconds)
     sources = []
     onsets = []
     for name in names:
-        event_T, onset = _event(rng, events[name], samples, echo_seconds, config)
-        snr_db = rng.uniform(config.min_snr_db, config.max_snr_db)
+        event_T, onset = _event(synth, events[name], samples, echo_seconds, config)
+        snr_db = synth.uniform(config.min_snr_db, config.max_snr_db)
         sources.append(event_T * np.float32(10 ** (snr_db / 20) * level / _active_rms(event_T)))
         onsets.append(onset)
     if background:
-        elsewhere = PLACES[str(view_rng.choice(sorted(PLACES)))]
-        background_T = _background(view_rng, samples, config.sample_rate, elsewhere)
-        background_T *= np.float32(10 ** (view_rng.uniform(-6, 6) / 20)) * level
+        elsewhere = PLACES[str(view_synth.choice(sorted(PLACES)))]
+        background_T = _background(view_synth, samples, elsewhere)
+        background_T *= np.float32(10 ** (view_synth.uniform(-6, 6) / 20)) * level
     order = np.argsort(onsets, kind="stable")
     sources_ST = np.stack([*(sources[k] for k in order), background_T])
     if config.gain_db:
-        sources_ST *= np.float32(10 ** (view_rng.uniform(-config.gain_db, config.gain_db) / 20))
+        sources_ST *= np.float32(10 ** (view_synth.uniform(-config.gain_db, config.gain_db) / 20))
     sources_ST = _on_grid(sources_ST)
     return Scene(
         mixture_T=sources_ST.sum(axis=0),
@@ -300,55 +303,43 @@ def background_path(mixture_path: str | os.PathLike[str], number: int) -> Path:
     return path.with_suffix(f".background-{number}.wav") if number else path
 
 
-def colour(rng: np.random.Generator, wave_T: np.ndarray, rate: int) -> np.ndarray:
-    """Colour an event like a room and a microphone do, with two random shelving filters (middle and treble)."""
-    for low, high in ((200, 1000), (1000, 4000)):
-        wave_T = shelf(wave_T, rate, log_uniform(rng, low, high), rng.uniform(-10, 8))
-    return wave_T
-
-
 def _event(
-    rng: np.random.Generator, make: EventMaker, samples: int, echo_seconds: float, config: SceneConfig
+    synth: Synth, make: EventMaker, samples: int, echo_seconds: float, config: SceneConfig
 ) -> tuple[np.ndarray, int]:
     """A new instance of an event class with reverberation, once or recurring, and its onset in samples."""
-    rate = config.sample_rate
-    dry_T = np.trim_zeros(make(rng, rate), "b")[:samples]
-    dry_T = colour(rng, dry_T, rate)
+    dry_T = synth.colour(np.trim_zeros(make(synth), "b")[:samples])
     if config.recurring:
-        dry_T = _recurring(rng, dry_T, samples, config)
-    event_T = reverberate(rng, dry_T, rate, echo_seconds * rng.uniform(0.8, 1.2), rng.uniform(0.1, 0.9))
-    onset = int(rng.integers(0, max(1, samples - len(dry_T)) + 1))
-    placed_T = np.zeros(samples, np.float32)
-    tail_T = event_T[: samples - onset]
-    placed_T[onset : onset + len(tail_T)] = tail_T
-    return placed_T, onset
+        dry_T = _recurring(synth, dry_T, samples, config)
+    event_T = synth.reverberate(dry_T, echo_seconds * synth.uniform(0.8, 1.2), synth.uniform(0.1, 0.9))
+    onset = int(synth.integers(0, max(1, samples - len(dry_T)) + 1))
+    return synth.place(samples, [onset / synth.rate], [event_T]), onset
 
 
-def _recurring(rng: np.random.Generator, dry_T: np.ndarray, samples: int, config: SceneConfig) -> np.ndarray:
+def _recurring(synth: Synth, dry_T: np.ndarray, samples: int, config: SceneConfig) -> np.ndarray:
     """The event repeated over the whole clip (T,), up to 3 dB louder or softer; the first one can be cut off."""
     wave_T = np.zeros(samples, np.float32)
-    start = -int(rng.integers(0, len(dry_T)))
+    start = -int(synth.integers(0, len(dry_T)))
     while start < samples:
         first = max(0, start)
         last = min(samples, start + len(dry_T))
-        wave_T[first:last] += np.float32(10 ** (rng.uniform(-3, 3) / 20)) * dry_T[first - start : last - start]
-        start += len(dry_T) + round(rng.uniform(0, config.longest_gap_seconds) * config.sample_rate)
+        wave_T[first:last] += np.float32(10 ** (synth.uniform(-3, 3) / 20)) * dry_T[first - start : last - start]
+        start += len(dry_T) + round(synth.uniform(0, config.longest_gap_seconds) * synth.rate)
     return wave_T
 
 
-def _background(rng: np.random.Generator, samples: int, rate: int, kind: SceneType) -> np.ndarray:
+def _background(synth: Synth, samples: int, kind: SceneType) -> np.ndarray:
     """The background of a scene type (T,): noise of two colours in drifting shares, and mains hum."""
-    dark_T = coloured(rng, samples, rate, rng.uniform(*kind.slope) - 2)
-    light_T = coloured(rng, samples, rate, rng.uniform(*kind.slope) + 2)
-    points = max(2, round(samples / rate * 0.8))
-    share_T = curve(samples, rng.uniform(0.5 - 0.5 * kind.restlessness, 0.5 + 0.5 * kind.restlessness, points))
+    dark_T = synth.coloured(samples, synth.uniform(*kind.slope) - 2)
+    light_T = synth.coloured(samples, synth.uniform(*kind.slope) + 2)
+    points = max(2, round(samples / synth.rate * 0.8))
+    share_T = curve(samples, synth.uniform(0.5 - 0.5 * kind.restlessness, 0.5 + 0.5 * kind.restlessness, points))
     wave_T = (1 - share_T) * dark_T + share_T * light_T
-    wave_T *= curve(samples, rng.uniform(1 - 0.7 * kind.restlessness, 1, points))
+    wave_T *= curve(samples, synth.uniform(1 - 0.7 * kind.restlessness, 1, points))
     if kind.hum:
-        mains = rng.choice([50.0, 60.0]) * rng.uniform(0.99, 1.01)
+        mains = synth.choice([50.0, 60.0]) * synth.uniform(0.99, 1.01)
         pitch_T = np.full(samples, mains, np.float32)
-        hum_T = tone(rng, pitch_T, overtones(rng, mains, rate, rng.uniform(-12, -6), spread=6), rate)
-        wave_T += np.float32(kind.hum * rng.uniform(0, 1)) * hum_T
+        hum_T = synth.tone(pitch_T, synth.overtones(mains, synth.uniform(-12, -6), spread=6))
+        wave_T += np.float32(kind.hum * synth.uniform(0, 1)) * hum_T
     return wave_T / _rms(wave_T)
 
 

@@ -1,53 +1,40 @@
 """Sound events with a pitch: horns, voices, animals, motors, bells. Each call generates a new instance of its class.
 
-Every function takes a random generator and a sample rate, and returns one event (T,), float32, of any level. The
-frequency ranges of the classes overlap on purpose (gull and siren, engine and ship's horn), so that classes differ in
-the movement of the sound, not in its frequency range.
+Every function returns one event (T,), float32, of any level. The frequency ranges of the classes overlap on purpose
+(gull and siren, engine and ship's horn), so that classes differ in the movement of the sound, not in its frequency
+range.
 
 Shapes: T samples, H harmonics, P partials.
 """
 
 import numpy as np
 
-from sepscene.augment.synthetic.synthesis import (
-    band,
-    beats,
-    curve,
-    fade,
-    in_rhythm,
-    length,
-    log_uniform,
-    noise,
-    overtones,
-    place,
-    ring,
-    tone,
-)
+from sepscene.augment.synthetic.synthesis import Synth, curve
 
 
-def car_horn(rng: np.random.Generator, rate: int) -> np.ndarray:
+def car_horn(synth: Synth) -> np.ndarray:
     """One to three honks of two steady reeds about a third apart."""
-    base = log_uniform(rng, 240, 620)
-    interval = rng.uniform(1.18, 1.34)
-    low = overtones(rng, base, rate, rng.uniform(-7, -2))
-    high = overtones(rng, base * interval, rate, rng.uniform(-7, -2))
-    count = int(rng.integers(1, 4))
+    base = synth.log_uniform(240, 620)
+    interval = synth.uniform(1.18, 1.34)
+    low = synth.overtones(base, synth.uniform(-7, -2))
+    high = synth.overtones(base * interval, synth.uniform(-7, -2))
+    count = int(synth.integers(1, 4))
     honks = []
-    for seconds in rng.uniform(0.12, 0.9, count):
-        pitch_T = np.full(length(seconds, rate), base, np.float32)
-        honk_T = tone(rng, pitch_T, low, rate) + tone(rng, pitch_T * interval, high, rate)
-        honks.append(fade(honk_T, rate, 0.01, 0.03))
-    return in_rhythm(rng, rate, honks, rng.uniform(0.3, 1.1), jitter=0.2, tail=1)
+    for seconds in synth.uniform(0.12, 0.9, count):
+        pitch_T = np.full(synth.length(seconds), base, np.float32)
+        honk_T = synth.tone(pitch_T, low) + synth.tone(pitch_T * interval, high)
+        honks.append(synth.fade(honk_T, 0.01, 0.03))
+    return synth.in_rhythm(honks, synth.uniform(0.3, 1.1), jitter=0.2, tail=1)
 
 
-def siren(rng: np.random.Generator, rate: int) -> np.ndarray:
+def siren(synth: Synth) -> np.ndarray:
     """A wail, a yelp or two alternating tones, for a few seconds."""
-    samples = length(rng.uniform(2, 5), rate)
-    low = log_uniform(rng, 380, 800)
-    depth = rng.uniform(1.3, 2.2)
-    speed = log_uniform(rng, 0.25, 4)
-    cycle_T = (np.arange(samples) * (speed / rate) + rng.random()) % 1
-    shape = int(rng.integers(3))
+    samples = synth.length(synth.uniform(2, 5))
+    low = synth.log_uniform(380, 800)
+    depth = synth.uniform(1.3, 2.2)
+    speed = synth.log_uniform(0.25, 4)
+    cycle_T = (np.arange(samples) * (speed / synth.rate) + synth.random()) % 1
+    shape = int(synth.integers(3))
     if shape == 0:
         place_T = 0.5 - 0.5 * np.cos(2 * np.pi * cycle_T)
     elif shape == 1:
@@ -55,230 +42,209 @@ def siren(rng: np.random.Generator, rate: int) -> np.ndarray:
     else:
         place_T = (cycle_T < 0.5).astype(np.float64)
     pitch_T = (low * depth**place_T).astype(np.float32)
-    return fade(tone(rng, pitch_T, overtones(rng, low * depth, rate, rng.uniform(-9, -3)), rate), rate, 0.3, 0.4)
+    return synth.fade(synth.tone(pitch_T, synth.overtones(low * depth, synth.uniform(-9, -3))), 0.3, 0.4)
 
 
-def ship_horn(rng: np.random.Generator, rate: int) -> np.ndarray:
+def ship_horn(synth: Synth) -> np.ndarray:
     """One or two long low blasts, each with a detuned copy that causes beats."""
-    base = log_uniform(rng, 65, 260)
-    slope = rng.uniform(-8, -2)
-    amplitude_H = overtones(rng, base * 1.01, rate, slope)
-    count = int(rng.integers(1, 3))
+    base = synth.log_uniform(65, 260)
+    slope = synth.uniform(-8, -2)
+    amplitude_H = synth.overtones(base * 1.01, slope)
+    count = int(synth.integers(1, 3))
     blasts = []
-    for seconds in rng.uniform(1.0, 2.6, count):
-        samples = length(seconds, rate)
+    for seconds in synth.uniform(1.0, 2.6, count):
+        samples = synth.length(seconds)
         pitch_T = base * curve(samples, (0.94, 1, 1, 1, 0.97))
-        blast_T = tone(rng, pitch_T, amplitude_H, rate)
-        blast_T += tone(rng, pitch_T * rng.uniform(1.002, 1.01), amplitude_H, rate)
-        blast_T += 0.3 * band(noise(rng, samples), rate, base, 8 * base)
-        blasts.append(fade(blast_T, rate, rng.uniform(0.1, 0.3), 0.3))
-    return in_rhythm(rng, rate, blasts, rng.uniform(1.8, 3.2), jitter=0.1, tail=2.6)
+        blast_T = synth.tone(pitch_T, amplitude_H)
+        blast_T += synth.tone(pitch_T * synth.uniform(1.002, 1.01), amplitude_H)
+        blast_T += 0.3 * synth.band(synth.noise(samples), base, 8 * base)
+        blasts.append(synth.fade(blast_T, synth.uniform(0.1, 0.3), 0.3))
+    return synth.in_rhythm(blasts, synth.uniform(1.8, 3.2), jitter=0.1, tail=2.6)
 
 
-def kettle(rng: np.random.Generator, rate: int) -> np.ndarray:
+def kettle(synth: Synth) -> np.ndarray:
     """Hissing steam that becomes a rising whistle with vibrato."""
-    samples = length(rng.uniform(2.5, 5), rate)
-    top = log_uniform(rng, 1300, 3600)
-    tremble_T = 1 + 0.01 * np.sin(np.arange(samples) * (2 * np.pi * rng.uniform(4, 9) / rate))
-    pitch_T = top * curve(samples, (rng.uniform(0.5, 0.8), 0.95, 1, 1)) * tremble_T
-    whistle_T = tone(rng, pitch_T, overtones(rng, top * 1.02, rate, rng.uniform(-20, -10)), rate)
-    hiss_T = band(noise(rng, samples), rate, 1500, 7000)
-    return fade(whistle_T * curve(samples, (0.05, 0.5, 1, 1)) + rng.uniform(0.2, 0.5) * hiss_T, rate, 0.4, 0.3)
+    samples = synth.length(synth.uniform(2.5, 5))
+    top = synth.log_uniform(1300, 3600)
+    tremble_T = 1 + 0.01 * np.sin(np.arange(samples) * (2 * np.pi * synth.uniform(4, 9) / synth.rate))
+    pitch_T = top * curve(samples, (synth.uniform(0.5, 0.8), 0.95, 1, 1)) * tremble_T
+    whistle_T = synth.tone(pitch_T, synth.overtones(top * 1.02, synth.uniform(-20, -10)))
+    hiss_T = synth.band(synth.noise(samples), 1500, 7000)
+    return synth.fade(whistle_T * curve(samples, (0.05, 0.5, 1, 1)) + synth.uniform(0.2, 0.5) * hiss_T, 0.4, 0.3)
 
 
-def beeps(rng: np.random.Generator, rate: int) -> np.ndarray:
+def beeps(synth: Synth) -> np.ndarray:
     """Electronic beeps on one or two alternating notes: a timer, a telephone, a reversing truck."""
-    count = int(rng.integers(2, 9))
-    period = log_uniform(rng, 0.14, 0.6)
-    note = log_uniform(rng, 500, 2800)
-    notes = (note, note * (1 if rng.random() < 0.5 else rng.uniform(0.75, 1.35)))
-    slope = rng.uniform(-24, -8)
-    share = rng.uniform(0.35, 0.8)
+    count = int(synth.integers(2, 9))
+    period = synth.log_uniform(0.14, 0.6)
+    note = synth.log_uniform(500, 2800)
+    notes = (note, note * (1 if synth.random() < 0.5 else synth.uniform(0.75, 1.35)))
+    slope = synth.uniform(-24, -8)
+    share = synth.uniform(0.35, 0.8)
     waves = []
     for beat in range(count):
-        pitch_T = np.full(length(period * share, rate), notes[beat % 2], np.float32)
-        beep_T = tone(rng, pitch_T, overtones(rng, max(notes), rate, slope, spread=1), rate)
-        waves.append(fade(beep_T, rate, 0.004, 0.01))
-    return place(length(count * period, rate), np.arange(count) * period, waves, rate)
+        pitch_T = np.full(synth.length(period * share), notes[beat % 2], np.float32)
+        beep_T = synth.tone(pitch_T, synth.overtones(max(notes), slope, spread=1))
+        waves.append(synth.fade(beep_T, 0.004, 0.01))
+    return synth.place(synth.length(count * period), np.arange(count) * period, waves)
 
 
-def speech(rng: np.random.Generator, rate: int) -> np.ndarray:
+def speech(synth: Synth) -> np.ndarray:
     """Syllables of a voice: gliding pitch, formants that change with each vowel, hissing consonants."""
-    base = log_uniform(rng, 90, 280)
-    period = rng.uniform(0.16, 0.3)
-    count = int(rng.integers(6, 16))
-    stretch = rng.uniform(0.9, 1.25)  # a shorter vocal tract raises all formants
-    slope = rng.uniform(-12, -3)
+    base = synth.log_uniform(90, 280)
+    period = synth.uniform(0.16, 0.3)
+    count = int(synth.integers(6, 16))
+    stretch = synth.uniform(0.9, 1.25)  # a shorter vocal tract raises all formants
+    slope = synth.uniform(-12, -3)
     syllables = []
     for _ in range(count):
-        samples = length(period * rng.uniform(0.55, 1.05), rate)
-        pitch_T = base * curve(samples, rng.uniform(0.85, 1.25, 3))
+        samples = synth.length(period * synth.uniform(0.55, 1.05))
+        pitch_T = base * curve(samples, synth.uniform(0.85, 1.25, 3))
         vowel = [
-            (stretch * rng.uniform(280, 850), 110),
-            (stretch * rng.uniform(900, 2400), 180),
+            (stretch * synth.uniform(280, 850), 110),
+            (stretch * synth.uniform(900, 2400), 180),
             (stretch * 2900, 260),
         ]
-        voice_T = tone(rng, pitch_T, overtones(rng, base * 1.25, rate, slope, vowel, 1), rate)
-        syllable_T = fade(voice_T, rate, 0.03, 0.06) * np.float32(rng.uniform(0.5, 1))
-        if rng.random() < 0.4:
-            hiss = min(samples, length(0.06, rate))
-            syllable_T[:hiss] += 0.5 * fade(band(noise(rng, hiss), rate, 2500, 7000), rate, 0.01, 0.03)
+        voice_T = synth.tone(pitch_T, synth.overtones(base * 1.25, slope, vowel, 1))
+        syllable_T = synth.fade(voice_T, 0.03, 0.06) * np.float32(synth.uniform(0.5, 1))
+        if synth.random() < 0.4:
+            hiss = min(samples, synth.length(0.06))
+            syllable_T[:hiss] += 0.5 * synth.fade(synth.band(synth.noise(hiss), 2500, 7000), 0.01, 0.03)
         syllables.append(syllable_T)
-    return in_rhythm(rng, rate, syllables, period, jitter=0.2, tail=0.4)
+    return synth.in_rhythm(syllables, period, jitter=0.2, tail=0.4)
 
 
-def laughter(rng: np.random.Generator, rate: int) -> np.ndarray:
+def laughter(synth: Synth) -> np.ndarray:
     """A series of breathy bursts of falling pitch on one vowel."""
-    count = int(rng.integers(4, 11))
-    period = rng.uniform(0.15, 0.26)
-    base = log_uniform(rng, 170, 460)
-    vowel = [(rng.uniform(500, 900), 150), (rng.uniform(1100, 1900), 200)]
-    slope = rng.uniform(-12, -3)
-    breath = rng.uniform(0.1, 0.8)
+    count = int(synth.integers(4, 11))
+    period = synth.uniform(0.15, 0.26)
+    base = synth.log_uniform(170, 460)
+    vowel = [(synth.uniform(500, 900), 150), (synth.uniform(1100, 1900), 200)]
+    slope = synth.uniform(-12, -3)
+    breath = synth.uniform(0.1, 0.8)
     bursts = []
-    for pitch in base * np.linspace(1, rng.uniform(0.6, 0.9), count) * rng.uniform(0.95, 1.05, count):
-        samples = length(period * rng.uniform(0.45, 0.65), rate)
+    for pitch in base * np.linspace(1, synth.uniform(0.6, 0.9), count) * synth.uniform(0.95, 1.05, count):
+        samples = synth.length(period * synth.uniform(0.45, 0.65))
         pitch_T = pitch * curve(samples, (1.15, 1, 0.9))
-        voice_T = tone(rng, pitch_T, overtones(rng, base * 1.3, rate, slope, vowel, 1), rate)
-        bursts.append(fade(voice_T + breath * band(noise(rng, samples), rate, 700, 4500), rate, 0.02, 0.06))
-    return place(length(count * period + 0.3, rate), beats(rng, count, period, 0.1), bursts, rate)
+        voice_T = synth.tone(pitch_T, synth.overtones(base * 1.3, slope, vowel, 1))
+        bursts.append(synth.fade(voice_T + breath * synth.band(synth.noise(samples), 700, 4500), 0.02, 0.06))
+    return synth.place(synth.length(count * period + 0.3), synth.beats(count, period, 0.1), bursts)
 
 
-def dog_bark(rng: np.random.Generator, rate: int) -> np.ndarray:
+def dog_bark(synth: Synth) -> np.ndarray:
     """One to five rough barks whose pitch jumps up and falls."""
-    count = int(rng.integers(1, 6))
-    base = log_uniform(rng, 220, 750)
-    throat = [(base * rng.uniform(1.5, 3), 300.0)]
+    count = int(synth.integers(1, 6))
+    base = synth.log_uniform(220, 750)
+    throat = [(base * synth.uniform(1.5, 3), 300.0)]
     barks = []
     for _ in range(count):
-        samples = length(rng.uniform(0.09, 0.24), rate)
-        pitch_T = base * curve(samples, (0.75, rng.uniform(1.1, 1.35), 1, 0.65))
-        voice_T = tone(rng, pitch_T, overtones(rng, base * 1.35, rate, -5, throat), rate)
-        rough_T = band(noise(rng, samples), rate, base, 6 * base)
-        barks.append(fade(voice_T + rng.uniform(0.3, 0.8) * rough_T, rate, 0.01, 0.09))
-    return in_rhythm(rng, rate, barks, rng.uniform(0.28, 0.7), jitter=0.3, tail=0.4)
+        samples = synth.length(synth.uniform(0.09, 0.24))
+        pitch_T = base * curve(samples, (0.75, synth.uniform(1.1, 1.35), 1, 0.65))
+        voice_T = synth.tone(pitch_T, synth.overtones(base * 1.35, -5, throat))
+        rough_T = synth.band(synth.noise(samples), base, 6 * base)
+        barks.append(synth.fade(voice_T + synth.uniform(0.3, 0.8) * rough_T, 0.01, 0.09))
+    return synth.in_rhythm(barks, synth.uniform(0.28, 0.7), jitter=0.3, tail=0.4)
 
 
-def gull(rng: np.random.Generator, rate: int) -> np.ndarray:
+def gull(synth: Synth) -> np.ndarray:
     """Two to seven harsh falling cries."""
-    count = int(rng.integers(2, 8))
-    base = log_uniform(rng, 700, 1700)
+    count = int(synth.integers(2, 8))
+    base = synth.log_uniform(700, 1700)
     cries = []
     for _ in range(count):
-        samples = length(rng.uniform(0.16, 0.5), rate)
-        pitch_T = base * curve(samples, (0.85, rng.uniform(1.1, 1.3), 1, rng.uniform(0.6, 0.85)))
-        cry_T = tone(rng, pitch_T, overtones(rng, base * 1.3, rate, rng.uniform(-5, 0)), rate)
-        flutter_T = 1 + 0.5 * np.sin(np.arange(samples) * (2 * np.pi * rng.uniform(35, 80) / rate))
-        cries.append(fade((cry_T * flutter_T).astype(np.float32), rate, 0.03, 0.1))
-    return in_rhythm(rng, rate, cries, rng.uniform(0.3, 0.7), jitter=0.2, tail=0.6)
+        samples = synth.length(synth.uniform(0.16, 0.5))
+        pitch_T = base * curve(samples, (0.85, synth.uniform(1.1, 1.3), 1, synth.uniform(0.6, 0.85)))
+        cry_T = synth.tone(pitch_T, synth.overtones(base * 1.3, synth.uniform(-5, 0)))
+        flutter_T = 1 + 0.5 * np.sin(np.arange(samples) * (2 * np.pi * synth.uniform(35, 80) / synth.rate))
+        cries.append(synth.fade((cry_T * flutter_T).astype(np.float32), 0.03, 0.1))
+    return synth.in_rhythm(cries, synth.uniform(0.3, 0.7), jitter=0.2, tail=0.6)
 
 
-def rooster(rng: np.random.Generator, rate: int) -> np.ndarray:
+def rooster(synth: Synth) -> np.ndarray:
     """One crow: two short calls, a rise, and a long fall."""
-    samples = length(rng.uniform(1.2, 2.3), rate)
-    base = log_uniform(rng, 380, 800)
-    contour = np.array([0.8, 1, 0.85, 1.1, 0.9, 1.4, 1.5, 1.45, 1.3, 1.0, 0.7]) * rng.uniform(0.93, 1.07, 11)
+    samples = synth.length(synth.uniform(1.2, 2.3))
+    base = synth.log_uniform(380, 800)
+    contour = np.array([0.8, 1, 0.85, 1.1, 0.9, 1.4, 1.5, 1.45, 1.3, 1.0, 0.7]) * synth.uniform(0.93, 1.07, 11)
     loudness = (0.6, 0.8, 0.1, 0.9, 0.1, 1, 1, 1, 0.9, 0.6, 0.2)
-    voice = overtones(rng, base * 1.65, rate, rng.uniform(-5, 0), [(rng.uniform(1200, 2400), 500)])
-    crow_T = tone(rng, base * curve(samples, contour), voice, rate) * curve(samples, loudness)
-    return fade(crow_T + 0.15 * band(noise(rng, samples), rate, base, 5 * base), rate, 0.03, 0.2)
+    voice = synth.overtones(base * 1.65, synth.uniform(-5, 0), [(synth.uniform(1200, 2400), 500)])
+    crow_T = synth.tone(base * curve(samples, contour), voice) * curve(samples, loudness)
+    return synth.fade(crow_T + 0.15 * synth.band(synth.noise(samples), base, 5 * base), 0.03, 0.2)
 
 
-def bird_song(rng: np.random.Generator, rate: int) -> np.ndarray:
+def bird_song(synth: Synth) -> np.ndarray:
     """A phrase of whistled chirps, either similar or varied."""
-    count = int(rng.integers(4, 16))
-    centre = log_uniform(rng, 1700, 5000)
-    variety = rng.choice([0.05, 0.3])
-    sweep = rng.uniform(0.75, 1.35, 3)
+    count = int(synth.integers(4, 16))
+    centre = synth.log_uniform(1700, 5000)
+    variety = synth.choice([0.05, 0.3])
+    sweep = synth.uniform(0.75, 1.35, 3)
     notes = []
     for _ in range(count):
-        samples = length(log_uniform(rng, 0.04, 0.25), rate)
-        shape = sweep * rng.uniform(1 - variety, 1 + variety, 3)
-        pitch_T = np.minimum(centre * curve(samples, shape), 0.45 * rate).astype(np.float32)
-        whistle = overtones(rng, float(pitch_T.max()), rate, rng.uniform(-25, -12), spread=1)
-        notes.append(fade(tone(rng, pitch_T, whistle, rate), rate, 0.015, 0.03))
-    return in_rhythm(rng, rate, notes, log_uniform(rng, 0.1, 0.3), jitter=0.25, tail=0.3)
+        samples = synth.length(synth.log_uniform(0.04, 0.25))
+        shape = sweep * synth.uniform(1 - variety, 1 + variety, 3)
+        pitch_T = np.minimum(centre * curve(samples, shape), 0.45 * synth.rate).astype(np.float32)
+        whistle = synth.overtones(float(pitch_T.max()), synth.uniform(-25, -12), spread=1)
+        notes.append(synth.fade(synth.tone(pitch_T, whistle), 0.015, 0.03))
+    return synth.in_rhythm(notes, synth.log_uniform(0.1, 0.3), jitter=0.25, tail=0.3)
 
 
-def cricket(rng: np.random.Generator, rate: int) -> np.ndarray:
+def cricket(synth: Synth) -> np.ndarray:
     """A high tone with fast pulses, gated into chirps."""
-    samples = length(rng.uniform(2, 5), rate)
-    carrier = log_uniform(rng, 2600, 5600)
-    pulse = rng.uniform(20, 65)
-    chirp = log_uniform(rng, 1.2, 4.5)
-    time_T = np.arange(samples, dtype=np.float32) / rate
+    samples = synth.length(synth.uniform(2, 5))
+    carrier = synth.log_uniform(2600, 5600)
+    pulse = synth.uniform(20, 65)
+    chirp = synth.log_uniform(1.2, 4.5)
+    time_T = np.arange(samples, dtype=np.float32) / synth.rate
     pulses_T = np.maximum(0, np.sin(2 * np.pi * pulse * time_T))
-    gate_T = np.clip(8 * (np.sin(2 * np.pi * chirp * time_T) + rng.uniform(-0.3, 0.6)), 0, 1)
+    gate_T = np.clip(8 * (np.sin(2 * np.pi * chirp * time_T) + synth.uniform(-0.3, 0.6)), 0, 1)
     pitch_T = np.full(samples, carrier, np.float32)
-    song_T = tone(rng, pitch_T, overtones(rng, carrier, rate, -25, spread=1), rate) * pulses_T * gate_T
-    return fade(song_T.astype(np.float32), rate, 0.1, 0.2)
+    song_T = synth.tone(pitch_T, synth.overtones(carrier, -25, spread=1)) * pulses_T * gate_T
+    return synth.fade(song_T.astype(np.float32), 0.1, 0.2)
 
 
-def frog(rng: np.random.Generator, rate: int) -> np.ndarray:
+def frog(synth: Synth) -> np.ndarray:
     """Croaks: slow pulses of a throat resonance."""
-    count = int(rng.integers(1, 6))
-    pulse = log_uniform(rng, 35, 110)
-    throat = [(log_uniform(rng, 350, 2400), 180.0), (log_uniform(rng, 900, 3600), 250.0)]
+    count = int(synth.integers(1, 6))
+    pulse = synth.log_uniform(35, 110)
+    throat = [(synth.log_uniform(350, 2400), 180.0), (synth.log_uniform(900, 3600), 250.0)]
     croaks = []
     for _ in range(count):
-        samples = length(rng.uniform(0.18, 0.6), rate)
-        pitch_T = pulse * curve(samples, rng.uniform(0.85, 1.15, 3))
-        croaks.append(fade(tone(rng, pitch_T, overtones(rng, pulse * 1.15, rate, -3, throat), rate), rate, 0.05, 0.1))
-    return in_rhythm(rng, rate, croaks, rng.uniform(0.5, 1.1), jitter=0.25, tail=0.7)
+        samples = synth.length(synth.uniform(0.18, 0.6))
+        pitch_T = pulse * curve(samples, synth.uniform(0.85, 1.15, 3))
+        croaks.append(synth.fade(synth.tone(pitch_T, synth.overtones(pulse * 1.15, -3, throat)), 0.05, 0.1))
+    return synth.in_rhythm(croaks, synth.uniform(0.5, 1.1), jitter=0.25, tail=0.7)
 
 
-def engine(rng: np.random.Generator, rate: int) -> np.ndarray:
+def engine(synth: Synth) -> np.ndarray:
     """A motor that idles, speeds up or passes by: low harmonics, and exhaust noise modulated in their rhythm."""
-    samples = length(rng.uniform(2.5, 6), rate)
-    base = log_uniform(rng, 35, 140)
-    speed_T = curve(samples, rng.uniform(0.8, 1.3, 4))
-    motor_T = tone(rng, base * speed_T, overtones(rng, base * 1.3, rate, rng.uniform(-8, -2), spread=5), rate)
-    beat_T = 1 + 0.8 * tone(rng, base / 2 * speed_T, np.ones(2), rate)
-    exhaust_T = band(noise(rng, samples), rate, 80, log_uniform(rng, 500, 6000)) * beat_T
-    passing_T = curve(samples, rng.uniform(0.3, 1, 4))
-    return fade((motor_T + rng.uniform(0.2, 0.7) * exhaust_T).astype(np.float32) * passing_T, rate, 0.5, 0.6)
+    samples = synth.length(synth.uniform(2.5, 6))
+    base = synth.log_uniform(35, 140)
+    speed_T = curve(samples, synth.uniform(0.8, 1.3, 4))
+    motor_T = synth.tone(base * speed_T, synth.overtones(base * 1.3, synth.uniform(-8, -2), spread=5))
+    beat_T = 1 + 0.8 * synth.tone(base / 2 * speed_T, np.ones(2))
+    exhaust_T = synth.band(synth.noise(samples), 80, synth.log_uniform(500, 6000)) * beat_T
+    passing_T = curve(samples, synth.uniform(0.3, 1, 4))
+    return synth.fade((motor_T + synth.uniform(0.2, 0.7) * exhaust_T).astype(np.float32) * passing_T, 0.5, 0.6)
 
 
-def drill(rng: np.random.Generator, rate: int) -> np.ndarray:
+def drill(synth: Synth) -> np.ndarray:
     """An electric tool that speeds up, slows down under load, and stops."""
-    samples = length(rng.uniform(1, 3.5), rate)
-    base = log_uniform(rng, 130, 480)
-    load = rng.uniform(0.7, 0.95)
+    samples = synth.length(synth.uniform(1, 3.5))
+    base = synth.log_uniform(130, 480)
+    load = synth.uniform(0.7, 0.95)
     speed_T = curve(samples, (0.35, 1, 1, load, load, 1, 1, 0.4))
-    motor_T = tone(rng, base * speed_T, overtones(rng, base, rate, rng.uniform(-4, 0), spread=5), rate)
-    bite_T = band(noise(rng, samples), rate, 1500, rng.uniform(4000, 7500))
+    motor_T = synth.tone(base * speed_T, synth.overtones(base, synth.uniform(-4, 0), spread=5))
+    bite_T = synth.band(synth.noise(samples), 1500, synth.uniform(4000, 7500))
     bite_T *= curve(samples, (0.2, 0.4, 0.6, 1, 1, 0.5, 0.2))
-    return fade(motor_T + rng.uniform(0.3, 0.9) * bite_T, rate, 0.05, 0.15)
+    return synth.fade(motor_T + synth.uniform(0.3, 0.9) * bite_T, 0.05, 0.15)
 
 
-def bell(rng: np.random.Generator, rate: int) -> np.ndarray:
+def bell(synth: Synth) -> np.ndarray:
     """One to five strokes of a bell: inharmonic partials, with longer decay at low frequencies."""
-    base = log_uniform(rng, 230, 950)
-    seconds = log_uniform(rng, 0.6, 3)
-    ratio_P = np.array([0.5, 1, 1.19, 1.5, 2, 2.67, 3.01, 4.1]) * rng.uniform(0.97, 1.03, 8)
-    decay_P = seconds * ratio_P ** rng.uniform(-1.0, -0.4)
-    level_P = 10 ** (rng.uniform(-14, 0, 8) / 20)
-    count = int(rng.integers(1, 6))
-    strokes = [ring(rng, rate, base * ratio_P, decay_P, level_P) * g for g in rng.uniform(0.5, 1, count)]
-    return in_rhythm(rng, rate, strokes, rng.uniform(0.35, 1.2), jitter=0.25, tail=seconds)
-
-
-TONAL_EVENTS = {
-    "car_horn": car_horn,
-    "siren": siren,
-    "ship_horn": ship_horn,
-    "kettle": kettle,
-    "beeps": beeps,
-    "speech": speech,
-    "laughter": laughter,
-    "dog_bark": dog_bark,
-    "gull": gull,
-    "rooster": rooster,
-    "bird_song": bird_song,
-    "cricket": cricket,
-    "frog": frog,
-    "engine": engine,
-    "drill": drill,
-    "bell": bell,
-}
-"""Event class -> function that generates an instance."""
+    base = synth.log_uniform(230, 950)
+    seconds = synth.log_uniform(0.6, 3)
+    ratio_P = np.array([0.5, 1, 1.19, 1.5, 2, 2.67, 3.01, 4.1]) * synth.uniform(0.97, 1.03, 8)
+    decay_P = seconds * ratio_P ** synth.uniform(-1.0, -0.4)
+    level_P = 10 ** (synth.uniform(-14, 0, 8) / 20)
+    count = int(synth.integers(1, 6))
+    strokes = [synth.ring(base * ratio_P, decay_P, level_P) * g for g in synth.uniform(0.5, 1, count)]
+    return synth.in_rhythm(strokes, synth.uniform(0.35, 1.2), jitter=0.25, tail=seconds)

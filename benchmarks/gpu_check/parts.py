@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from benchmarks import encoder as encoder_benchmark
 from benchmarks import separator as separator_benchmark
+from sepscene.augment.augmentations.built_in import SpecAugmentation
 from sepscene.augment.augmentations.settings import SpecAugment
-from sepscene.augment.augmentations.specaugment import SpecAugmentation
 from sepscene.augment.draws import SPECAUGMENT_UNIFORMS
 from sepscene.augment.separation.forward import Forward
 from sepscene.models.encoders.cnn14 import Cnn14

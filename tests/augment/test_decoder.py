@@ -103,6 +103,14 @@ WHOLE = {
 _caf = bytearray(WHOLE["caf in a pipe"])
 _caf[_caf.index(b"data") + 4 : _caf.index(b"data") + 12] = b"\xff" * 8
 WHOLE["caf in a pipe"] = bytes(_caf)
+_aiff = bytearray(encoded(noise(1.0), "AIFF", "PCM_16"))
+for _place, _size in (
+    (4, 0x7F00002E),
+    (_aiff.index(b"COMM") + 10, 0x7F000000 // 2),
+    (_aiff.index(b"SSND") + 4, 0x7F000008),
+):
+    _aiff[_place : _place + 4] = struct.pack(">I", _size)
+WHOLE["aiff of sox in a pipe"] = bytes(_aiff)
 WHOLE["au in a pipe"] = WHOLE["au in a pipe"][:8] + b"\xff" * 4 + WHOLE["au in a pipe"][12:]
 
 
@@ -153,12 +161,20 @@ def test_a_part_is_the_same_part_of_the_whole(tmp_path: Path, name: str) -> None
     np.testing.assert_allclose(part, whole[rate // 2 :][: window.samples], atol=2e-3)
 
 
-def test_a_wav_of_more_than_four_gibibytes(tmp_path: Path) -> None:
-    """The length field has wrapped. The file is sparse, so that it takes no disk space."""
+@pytest.mark.parametrize(
+    ("size", "stated"),
+    [
+        ((1 << 32) + 64_000, 64_000),  # the field has wrapped
+        ((1 << 32) + 64_000, 0xFFFFFFFF),  # ffmpeg in a pipe
+        ((1 << 31) + 64_000, 0x7FFFFFFF - 36),  # sox in a pipe
+        ((1 << 31) + 64_000, 0x80000000),  # arecord in a pipe
+    ],
+)
+def test_a_wav_that_is_longer_than_its_length_field_can_state(tmp_path: Path, size: int, stated: int) -> None:
+    """The file is sparse, so that it takes no disk space."""
     path = tmp_path / "a.wav"
-    size = (1 << 32) + 64_000
     with path.open("wb") as file:
-        file.write(wav(b"", riff=(size + 36) % (1 << 32), size=size % (1 << 32)))
+        file.write(wav(b"", riff=(stated + 36) % (1 << 32), size=stated))
         file.seek(44 + size - 2 * RATE)
         file.write(PCM)
     end = size / 2 / RATE - 0.75
@@ -171,12 +187,40 @@ def test_a_wav_of_more_than_four_gibibytes(tmp_path: Path) -> None:
         assert soundfile.info(fixed).frames == size // 2
 
 
+def test_other_data_after_a_large_wav_are_no_sound(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    size = 3 << 30
+    with path.open("wb") as file:
+        file.write(wav(b"", riff=size + 36, size=size))
+        file.seek(44 + size)
+        file.write(b"\0\1" * 100)
+    with path.open("rb") as stream:
+        assert corrected(stream, 44 + size + 200) is None
+
+
 class TestCut:
     @pytest.mark.parametrize("name", ["flac in a pipe", "mp3", "variable mp3"])
     def test_truncated_files_are_named(self, tmp_path: Path, name: str) -> None:
         path = tmp_path / "a.sound"
         path.write_bytes(WHOLE[name][: len(WHOLE[name]) // 2])
         with pytest.raises(ClipError, match=r"truncated|decodable"):
+            check_audio(str(path))
+
+    @pytest.mark.parametrize("stated", [1 << 20, 3 << 30, (1 << 32) - (1 << 20)])
+    def test_a_wav_of_any_stated_length_is_named(self, tmp_path: Path, stated: int) -> None:
+        path = tmp_path / "a.wav"
+        path.write_bytes(wav(PCM, stated + 36, stated))
+        with pytest.raises(ClipError, match="truncated: its header states more than the 44100 frames"):
+            check_audio(str(path))
+
+    @pytest.mark.parametrize("stated", [1 << 20, 3 << 30, 5 << 30])
+    def test_a_w64_of_any_stated_length_is_named(self, tmp_path: Path, stated: int) -> None:
+        data = bytearray(encoded(noise(1.0), "W64", "PCM_16"))
+        for place, size in ((16, stated + 128), (data.index(b"data") + 16, stated + 24)):
+            data[place : place + 8] = struct.pack("<q", size)
+        path = tmp_path / "a.w64"
+        path.write_bytes(data)
+        with pytest.raises(ClipError, match="truncated: its header states more than the 44100 frames"):
             check_audio(str(path))
 
     def test_a_change_of_the_rate_is_named(self, tmp_path: Path) -> None:

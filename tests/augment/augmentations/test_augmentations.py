@@ -8,6 +8,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from sepscene.augment.augmentations.augmentation import Augmentation, Augmenter, build_augmentation, check_augmentation
+from sepscene.augment.augmentations.built_in import SpecAugmentation
 from sepscene.augment.augmentations.settings import (
     AugmentationChoice,
     Augmentations,
@@ -17,7 +18,6 @@ from sepscene.augment.augmentations.settings import (
     SpecAugment,
     streams_of,
 )
-from sepscene.augment.augmentations.specaugment import SpecAugmentation
 from sepscene.augment.draws import Schedule, Stream, draw
 from sepscene.models.config import Config, SepsceneError
 from sepscene.models.names import AUGMENTATIONS

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from sepscene.augment.augmentations.built_in import SpecAugmentation
 from sepscene.augment.augmentations.settings import SpecAugment
-from sepscene.augment.augmentations.specaugment import SpecAugmentation
 
 FRAMES = 96
 BANDS = 64

@@ -11,12 +11,12 @@ import torch
 
 from sepscene.augment.audio import AudioFormat, read_clip
 from sepscene.augment.draws import FILLER, Schedule, draw
-from sepscene.augment.separation.blocks import Columns, ServiceSettings, starts_of
+from sepscene.augment.separation.blocks import Columns, ServiceSettings
 from sepscene.augment.separation.forward import Forward
 from sepscene.augment.separation.reader import ClipReader, ViewMaker
 from sepscene.augment.separation.service import SeparationService, open_separator
 from sepscene.augment.store.separated_store import SeparatedStore, StoreSettings
-from sepscene.augment.views import MIXTURE, Views, from_pcm, to_pcm
+from sepscene.augment.views import MIXTURE, Views, from_pcm, to_pcm, view_starts
 from sepscene.models.config import SepsceneError
 from sepscene.models.separators.fast_path import fast_separator
 from sepscene.models.separators.folder import save_separator
@@ -108,7 +108,7 @@ def test_rows_have_the_mixture_at_the_time_of_each_view(
     both = plain.changed({"mixtures": True})
     live = SeparationService(both)(ClipReader(both)(rows))
     same_views(live, SeparationService(plain)(ClipReader(plain)(rows)))
-    starts_N2 = starts_of({**rows, "sound_samples": np.full(ROWS + 1, AUDIO.samples)}, both)
+    starts_N2 = np.stack(view_starts(rows, both.views, AUDIO.samples, AUDIO.sample_rate), axis=1)
     for n in range(ROWS):
         clip_T = to_pcm(read_clip(rows["uri"][n], AUDIO))
         for view in (1, 2):

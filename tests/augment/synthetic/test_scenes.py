@@ -20,12 +20,12 @@ from sepscene.augment.synthetic.scenes import (
     PLACES,
     Scene,
     SceneConfig,
-    colour,
     draw_events,
     generate_scene,
     write_scenes,
 )
 from sepscene.augment.synthetic.sources import read_sources
+from sepscene.augment.synthetic.synthesis import Synth
 
 RATE = 16_000
 SHORT = SceneConfig(clip_seconds=2.0)
@@ -139,7 +139,7 @@ class TestCoOccurrence:
 class TestVariety:
     @pytest.mark.parametrize("name", EVENTS)
     def test_instances_of_an_event_class_differ_in_their_spectra(self, name: str) -> None:
-        waves = [EVENTS[name](np.random.default_rng(seed), RATE) for seed in range(4)]
+        waves = [EVENTS[name](Synth(seed, RATE)) for seed in range(4)]
         for wave_T in waves:
             assert wave_T.dtype == np.float32 and wave_T.ndim == 1
             assert np.isfinite(wave_T).all() and wave_T.any() and 0.1 < len(wave_T) / RATE < 9
@@ -151,7 +151,7 @@ class TestVariety:
         """Learnable but not trivial: nearest neighbours in the average spectrum are often of another class."""
         names = list(EVENTS)
         each = 8
-        events = [EVENTS[name](np.random.default_rng(seed), RATE) for name in names for seed in range(each)]
+        events = [EVENTS[name](Synth(seed, RATE)) for name in names for seed in range(each)]
         spectra = np.stack([band_levels(coloured_T) for coloured_T in _coloured(events)])
         spectra -= spectra.mean(axis=1, keepdims=True)
         truth = np.repeat(np.arange(len(names)), each)
@@ -163,8 +163,8 @@ class TestVariety:
 
 def _coloured(events: list[np.ndarray]) -> list[np.ndarray]:
     """The events with the random filters of scenes."""
-    rng = np.random.default_rng(0)
-    return [colour(rng, event_T, RATE) for event_T in events]
+    synth = Synth(0, RATE)
+    return [synth.colour(event_T) for event_T in events]
 
 
 def band_levels(wave_T: np.ndarray) -> np.ndarray:
