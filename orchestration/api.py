@@ -11,7 +11,7 @@ from rich.console import Console
 from sepscene.models.names import is_custom
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import resolve, with_changes
-from sepscene.orchestration.records.run_folder import clips_of, dated, encoder_of, folder_in
+from sepscene.orchestration.records.run_folder import Storage, dated, encoder_of, folder_in
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.terminal import Terminal
 from sepscene.tasks.datasets.python_clips import write_clips
@@ -84,7 +84,7 @@ def pretrain(
     storage = Path(storage)
     console = Terminal(quiet=quiet)
     if clips is not None:
-        table = write_clips(clips, clips_of(storage))
+        table = write_clips(clips, Storage(storage).clips)
         experiment = experiment.changed({"data.format": "clips", "data.root": str(table)})
     run_id = run_id or dated(f"{experiment.name}-{experiment.digest()}")
     folder = folder_in(storage, run_id, "the run id")
