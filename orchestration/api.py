@@ -12,7 +12,7 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.names import is_custom
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.presets import resolve, with_changes
-from sepscene.orchestration.records.run_folder import clips_of, dated, encoder_of, folder_in, newest_dated
+from sepscene.orchestration.records.run_folder import Storage, dated, encoder_of, folder_in, newest_dated
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.terminal import Terminal
 from sepscene.tasks.datasets.python_clips import write_clips
@@ -85,7 +85,7 @@ def pretrain(
     storage = Path(storage)
     console = Terminal(quiet=quiet)
     if clips is not None:
-        table = write_clips(clips, clips_of(storage))
+        table = write_clips(clips, Storage(storage).clips)
         experiment = experiment.changed({"data.format": "clips", "data.root": str(table)})
     if run_id is None:
         name = f"{experiment.name}-{experiment.digest()}"

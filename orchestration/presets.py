@@ -13,6 +13,7 @@ paper's results are in `tasks.paper.claims`.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -188,35 +189,6 @@ def paper() -> Experiment:
 SCALES: dict[str, Callable[[], Experiment]] = {"mini": mini, "tiny": tiny, "small": small, "paper": paper}
 
 
-def table2(separation: bool, specaugment: bool, scale: Scale) -> Experiment:
-    """A row of Table 2: only SimCLR, with or without a separated channel (S2) and SpecAugment."""
-    row = ("mix-chan" if separation else "mix-mix") + ("+specaug" if specaugment else "")
-    views = Views(pair="mix-chan" if separation else "mix-mix", combination=("S2",), specaugment=specaugment)
-    return _row(f"table2/{row}", scale, views, coincidence=False)
-
-
-def table4(combination: tuple[str, ...], coincidence: bool, scale: Scale) -> Experiment:
-    """A cell of Table 4: a combination of processors, with SimCLR only or also with coincidence prediction."""
-    task = "simclr-cp" if coincidence else "simclr"
-    return _row(f"table4/{'+'.join(combination)}/{task}", scale, Views(combination=combination), coincidence)
-
-
-def table5(dim: int, scale: Scale) -> Experiment:
-    """The authors' rows of Table 5: the best combination with both tasks and a d-dimensional h."""
-    row = _row(f"table5/d{dim}", scale, Views(combination=("S2", "F", "N")), coincidence=True)
-    return row.changed({"encoder.embedding_dim": dim})
-
-
-def triplet(scale: Scale) -> Experiment:
-    """A baseline to compare with Table 5's first row: the triplet loss on two crops of the mixture, no separation.
-
-    The paper's number there (Jansen 2018) is from another framework with another encoder and other positives (noise,
-    mixing, shifts). Our row differs from our other rows only in the loss and the pairs.
-    """
-    row = _row("table5/triplet", scale, Views(pair="mix-mix"), coincidence=False)
-    return row.changed({"objective.similarity": "triplet"})
-
-
 def architectures(scale: Scale) -> Experiment:
     """Beyond the paper: S2, N, or an untrained network whose basis is an STFT with 32 ms windows.
 
@@ -228,13 +200,13 @@ def architectures(scale: Scale) -> Experiment:
     network = SCALES[scale]().separator.network
     basis = {"basis": "stft", "window_samples": 512, "hop_samples": 256, "coefficients": stft_bins(512)}
     stft = network.changed(basis)
-    row = _row("beyond/architectures", scale, Views(combination=("S2", "N")), coincidence=True)
+    row = Row(Views(combination=("S2", "N"))).at("beyond/architectures", scale)
     return row.changed({"separator.beside": {"STFT": stft}, "views.combination": ["S2", "N", "STFT"]})
 
 
 def patch_transformer(scale: Scale) -> Experiment:
     """Beyond the paper: another encoder, a transformer on patches of the log-mel, with a size for each scale."""
-    row = _row("beyond/patch-transformer", scale, Views(combination=("S2", "N")), coincidence=True)
+    row = Row(Views(combination=("S2", "N"))).at("beyond/patch-transformer", scale)
     sizes = {"paper": PatchTransformerConfig(), "small": PatchTransformerConfig.small()}
     encoder = sizes.get(scale, PatchTransformerConfig.tiny())
     return row.changed({"encoder": encoder, "encoder.mel_bands": row.front_end.mel_bands})
@@ -275,44 +247,58 @@ def demo(scale: Scale = "tiny") -> Experiment:
     )
 
 
-def _row(name: str, scale: Scale, views: Views, coincidence: bool) -> Experiment:
-    """The scale's experiment with the views and the objective of a row."""
-    base = SCALES[scale]()
-    alpha = base.objective.alpha if coincidence else 0.0
-    return base.changed({"name": name, "table_row": name, "views": views, "objective.alpha": alpha})
+@dataclass(frozen=True)
+class Row:
+    """A row of the paper's tables or beyond them: a scale's experiment with these views and settings."""
+
+    views: Views
+    coincidence: bool = True
+    """Whether coincidence prediction is a task besides SimCLR."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def at(self, name: str, scale: Scale) -> Experiment:
+        """The experiment of this row at a scale."""
+        base = SCALES[scale]()
+        alpha = base.objective.alpha if self.coincidence else 0.0
+        row = {"name": name, "table_row": name, "views": self.views, "objective.alpha": alpha}
+        return base.changed({**row, **self.settings})
 
 
 _TO_S2 = (CurriculumPoint(at=0, weights=(0, 1)), CurriculumPoint(at=1, weights=(1, 0)))
 _TO_N = (CurriculumPoint(at=0, weights=(1, 0)), CurriculumPoint(at=1, weights=(0, 1)))
 
-BEYOND = {
-    # N three times as often as S2. A sweep can find better weights, see docs/sweeps.md.
-    "beyond/weights": Views(combination=("S2", "N"), weights=(1, 3)),
-    # Up or down the ladder during the run, from only N to only S2 or the other way round.
-    "beyond/curriculum-to-S2": Views(combination=("S2", "N"), curriculum=_TO_S2),
-    "beyond/curriculum-to-N": Views(combination=("S2", "N"), curriculum=_TO_N),
-    # Both views are separated channels of S2 or N, two different ones; the mixture is not used.
-    "beyond/chan-chan": Views(combination=("S2", "N"), pair="chan-chan"),
-    # Always the louder one of the two channels.
-    "beyond/loudest": Views(combination=("S2", "N"), channel="loudest"),
-}
-"""Rows beyond the paper with both tasks that differ only in their views."""
-
-EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {
-    "demo": demo,
-    "table2/mix-mix": partial(table2, False, False),
-    "table2/mix-mix+specaug": partial(table2, False, True),
-    "table2/mix-chan": partial(table2, True, False),
-    "table2/mix-chan+specaug": partial(table2, True, True),
+ROWS = {
+    # Only SimCLR, with or without a separated channel (S2) and SpecAugment.
+    "table2/mix-mix": Row(Views(pair="mix-mix", combination=("S2",), specaugment=False), coincidence=False),
+    "table2/mix-mix+specaug": Row(Views(pair="mix-mix", combination=("S2",)), coincidence=False),
+    "table2/mix-chan": Row(Views(combination=("S2",), specaugment=False), coincidence=False),
+    "table2/mix-chan+specaug": Row(Views(combination=("S2",)), coincidence=False),
     **{
-        f"table4/{'+'.join(combination)}/{task}": partial(table4, combination, task == "simclr-cp")
+        f"table4/{'+'.join(combination)}/{task}": Row(Views(combination=combination), coincidence=task == "simclr-cp")
         for combination in COMBINATIONS
         for task in ("simclr", "simclr-cp")
     },
-    "table5/triplet": triplet,
-    "table5/d128": partial(table5, 128),
-    "table5/d1024": partial(table5, 1024),
-    **{name: partial(_row, name, views=views, coincidence=True) for name, views in BEYOND.items()},
+    # A baseline: the triplet loss on two crops of the mixture, no separation. The paper's number there (Jansen 2018) is
+    # from another framework with another encoder and other positives (noise, mixing, shifts).
+    "table5/triplet": Row(Views(pair="mix-mix"), coincidence=False, settings={"objective.similarity": "triplet"}),
+    # The authors' rows of Table 5: the best combination with a d-dimensional h.
+    "table5/d128": Row(Views(combination=("S2", "F", "N")), settings={"encoder.embedding_dim": 128}),
+    "table5/d1024": Row(Views(combination=("S2", "F", "N")), settings={"encoder.embedding_dim": 1024}),
+    # N three times as often as S2. A sweep can find better weights, see docs/sweeps.md.
+    "beyond/weights": Row(Views(combination=("S2", "N"), weights=(1, 3))),
+    # Up or down the ladder during the run, from only N to only S2 or the other way round.
+    "beyond/curriculum-to-S2": Row(Views(combination=("S2", "N"), curriculum=_TO_S2)),
+    "beyond/curriculum-to-N": Row(Views(combination=("S2", "N"), curriculum=_TO_N)),
+    # Both views are separated channels of S2 or N, two different ones; the mixture is not used.
+    "beyond/chan-chan": Row(Views(combination=("S2", "N"), pair="chan-chan")),
+    # Always the louder one of the two channels.
+    "beyond/loudest": Row(Views(combination=("S2", "N"), channel="loudest")),
+}
+"""The rows that differ only in views and settings."""
+
+EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {
+    "demo": demo,
+    **{name: partial(row.at, name) for name, row in ROWS.items()},
     "beyond/architectures": architectures,
     "beyond/patch-transformer": patch_transformer,
 }
@@ -355,9 +341,9 @@ def with_changes(experiment: Experiment, changes: Mapping[str, Any]) -> Experime
         SepsceneError: for an unknown field, an invalid value, or a short form of a setting that no term has.
     """
     changed = experiment.changed(changes) if changes else experiment
-    for field in changes:
-        if field.startswith("objective."):
-            changed.value_of(field)
+    for name in changes:
+        if name.startswith("objective."):
+            changed.value_of(name)
     return changed
 
 
@@ -369,8 +355,8 @@ def parse_changes(changes: list[str] | None) -> dict[str, Any]:
     """
     parsed: dict[str, Any] = {}
     for change in changes or []:
-        field, equals, value = change.partition("=")
+        name, equals, value = change.partition("=")
         if not equals:
             raise SepsceneError(f"--set {change!r} must look like field=value, e.g. --set objective.temperature=0.1")
-        parsed[field] = parse_yaml(value, f"--set {change!r}: the value")
+        parsed[name] = parse_yaml(value, f"--set {change!r}: the value")
     return parsed

@@ -164,9 +164,9 @@ def _writable(storage: Path) -> str:
 
 def _store(storage: Path) -> str:
     from sepscene.augment.store.separated_store import SeparatedStore
-    from sepscene.orchestration.records.run_folder import store_of
+    from sepscene.orchestration.records.run_folder import Storage
 
-    folder = store_of(storage)
+    folder = Storage(storage).store
     if not folder.exists():
         return "none yet; the first run creates it"
     with SeparatedStore(str(folder.resolve())) as store:

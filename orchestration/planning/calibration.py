@@ -32,7 +32,7 @@ from sepscene.models.separators.tdcnpp import TDCNpp
 from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.planning.plan import CPU, Calibration, threads
 from sepscene.orchestration.planning.processors import Processor, processors_of
-from sepscene.orchestration.records.run_folder import RunFolder, store_of
+from sepscene.orchestration.records.run_folder import RunFolder, Storage
 from sepscene.orchestration.training.pretrainer import Pretrainer
 from sepscene.orchestration.training.stream import reads_mixture, service_settings
 
@@ -64,7 +64,7 @@ def calibrate(
         first = settings[processors[0].name]
         columns = _columns(experiment, uris, offsets or [0.0] * len(uris))
         reading = seconds * _SHARES["reading"]
-        with SeparatedStore(str(store_of(folder.path))) as store:
+        with SeparatedStore(str(Storage(folder.path).store)) as store:
             reader = ClipReader(first, store)
             block = reader(columns)
             for uri, fault in zip(block["uri"], block["fault"], strict=True):

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from sepscene.orchestration.records.files import read_typed_or, write_text_atomically
 from sepscene.orchestration.records.mlflow_mirror import Tracker
-from sepscene.orchestration.records.run_folder import LEVELS_BELOW_STORAGE, AuditFolder, audits_of
+from sepscene.orchestration.records.run_folder import LEVELS_BELOW_STORAGE, Storage
 from sepscene.tasks.datasets.audit import Audit
 from sepscene.tasks.datasets.readers import Manifest
 
@@ -29,7 +29,7 @@ def save_audit(found: Audit, manifest: Manifest, format: str, root: str, storage
         storage: the folder of the runs that use the data.
         tracking_uri: the address of MLflow.
     """
-    folder = AuditFolder.of(storage.resolve(), found.manifest_digest)
+    folder = Storage(storage.resolve()).audit(found.manifest_digest)
     write_text_atomically(folder.findings, json.dumps({"digest": found.digest, **asdict(found)}, indent=2) + "\n")
     write_text_atomically(folder.text, found.text() + "\n")
     tracker = Tracker(tracking_uri, "sepscene", folder.path)
@@ -54,8 +54,8 @@ def save_audit(found: Audit, manifest: Manifest, format: str, root: str, storage
 
 def audit_hash(run_dir: Path, manifest: Manifest) -> str | None:
     """The digest of this manifest's audit in the run's storage; None if it was not audited."""
-    for storage in run_dir.parents[:LEVELS_BELOW_STORAGE]:
-        if audits_of(storage).is_dir():  # a manifest's digest takes long for millions of clips: only if needed
-            findings = AuditFolder.of(storage, manifest.digest()).findings
+    for storage in map(Storage, run_dir.parents[:LEVELS_BELOW_STORAGE]):
+        if storage.audits.is_dir():  # a manifest's digest takes long for millions of clips: only if needed
+            findings = storage.audit(manifest.digest()).findings
             return read_typed_or(findings, AuditDigest, AuditDigest()).digest
     return None

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from sepscene.models.config import SepsceneError
+from sepscene.models.config import SepsceneError, dotted
 from sepscene.models.files import write_atomically
-from sepscene.orchestration.renamed import renamed_field
+from sepscene.orchestration.renamed import new_name
 
 logger = logging.getLogger("sepscene")
 
@@ -189,11 +189,13 @@ def parse_records(content: bytes, origin: Path | str) -> list[Record]:
 
 def _first_error(error: ValidationError) -> str:
     """The first error in one line; a field of an earlier version has precedence."""
-    if renamed := renamed_field(error):
-        return renamed
-    first = error.errors(include_url=False, include_input=False)[0]
-    field = ".".join(str(part) for part in first["loc"])
-    return f"{field}: {first['msg']}" if field else str(first["msg"])
+    faults = error.errors(include_url=False, include_input=False)
+    for fault in faults:
+        new = new_name(dotted(fault["loc"]))
+        if new and fault["type"] == "extra_forbidden":
+            return f"{dotted(fault['loc'])} was renamed to {new}; the file was written by an earlier version"
+    field = dotted(faults[0]["loc"])
+    return f"{field}: {faults[0]['msg']}" if field else str(faults[0]["msg"])
 
 
 def _is_record(record: Any) -> bool:

@@ -15,12 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from sepscene.models.config import SepsceneError
 from sepscene.orchestration.records.files import read_typed_or
-from sepscene.orchestration.records.run_folder import (
-    LEVELS_BELOW_STORAGE,
-    RunFolder,
-    mlflow_artifacts_of,
-    mlflow_store_of,
-)
+from sepscene.orchestration.records.run_folder import LEVELS_BELOW_STORAGE, RunFolder, Storage
 from sepscene.orchestration.yaml_files import SECRET_KEYS, secret_in
 
 SQLITE = "sqlite:///"
@@ -55,33 +50,23 @@ def tracking_uri_of(run_dir: Path) -> str:
     """
     if os.environ.get("MLFLOW_TRACKING_URI"):
         return default_tracking_uri(run_dir)
-    recorded = _recorded_uri(run_dir)
+    recorded = read_typed_or(RunFolder(run_dir).mlflow, dict[str, Any], {}).get("uri")
+    if not isinstance(recorded, str) or ":" not in recorded:
+        recorded = ""
     whole = run_dir.resolve()
     near = [_sqlite_in(folder) for folder in (whole, *whole.parents[:LEVELS_BELOW_STORAGE])]
     existing = [uri for uri in near if sqlite_path(uri).exists()]
-    if recorded in existing:
+    if recorded in (existing or near):  # a deleted store is created again
         return recorded
-    if recorded and not recorded.startswith(SQLITE):
-        raise _unconfirmed(run_dir, recorded)
-    if existing:
+    is_server = bool(recorded) and not recorded.startswith(SQLITE)
+    if existing and not is_server:
         return existing[0]
-    if recorded in near:  # deleted: it is created again
-        return recorded
-    if recorded and sqlite_path(recorded).exists():
-        raise _unconfirmed(run_dir, recorded)
+    if is_server or (recorded and sqlite_path(recorded).exists()):
+        raise SepsceneError(
+            f"according to {run_dir}, it was recorded at {recorded}. The folder may come from an untrusted source, so "
+            f"data and passwords are not sent there. If that address is yours, set MLFLOW_TRACKING_URI={recorded}"
+        )
     return default_tracking_uri(run_dir.parent)
-
-
-def _recorded_uri(run_dir: Path) -> str:
-    uri = read_typed_or(RunFolder(run_dir).mlflow, dict[str, Any], {}).get("uri")
-    return uri if isinstance(uri, str) and ":" in uri else ""
-
-
-def _unconfirmed(run_dir: Path, recorded: str) -> SepsceneError:
-    return SepsceneError(
-        f"according to {run_dir}, it was recorded at {recorded}. The folder may come from an untrusted source, so data "
-        f"and passwords are not sent there. If that address is yours, set MLFLOW_TRACKING_URI={recorded}"
-    )
 
 
 def checked_uri(uri: str) -> str:
@@ -103,11 +88,11 @@ def checked_uri(uri: str) -> str:
             "~/.mlflow/credentials"
         )
     if uri.startswith(SQLITE):
-        return _sqlite_at(sqlite_path(uri))
+        return f"{SQLITE}{sqlite_path(uri).expanduser().resolve()}"
     if scheme in ("", "file"):
         raise SepsceneError(
             f"MLFLOW_TRACKING_URI={uri} is a folder, and MLflow no longer writes to folders: "
-            f"use a SQLite file, e.g. sqlite:///{mlflow_store_of(Path.cwd())}, or a server"
+            f"use a SQLite file, e.g. {_sqlite_in(Path.cwd())}, or a server"
         )
     return uri
 
@@ -117,17 +102,13 @@ def sqlite_path(uri: str) -> Path:
     return Path(uri.removeprefix(SQLITE))
 
 
-def _sqlite_at(path: Path) -> str:
-    return f"{SQLITE}{path.expanduser().resolve()}"
-
-
 def _sqlite_in(folder: Path) -> str:
-    return _sqlite_at(mlflow_store_of(folder))
+    return f"{SQLITE}{Storage(folder).mlflow.expanduser().resolve()}"
 
 
 def artifact_folder(uri: str) -> Path:
     """The folder for the artifacts of a SQLite store: `mlartifacts` next to it."""
-    return mlflow_artifacts_of(sqlite_path(uri).parent)
+    return Storage(sqlite_path(uri).parent).mlflow_artifacts
 
 
 def check_local_store(uri: str) -> None:
@@ -158,7 +139,7 @@ def _check_schema(uri: str, store: sqlite3.Connection) -> None:
     """Refuse another schema: MLflow would migrate an older store without asking, and fail on a newer one."""
     if not store.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone():
         return  # still empty: another process is creating it
-    found = [row[0] for row in store.execute("SELECT version_num FROM alembic_version")]
+    found = store.execute("SELECT version_num FROM alembic_version").fetchone()
     import mlflow
     from alembic.config import Config
     from alembic.script import ScriptDirectory

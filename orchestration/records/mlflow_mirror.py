@@ -87,8 +87,8 @@ class Tracker:
         """Held while the queue or the state changes, never during a call to MLflow."""
         self._sending = threading.Lock()
         self._checked = False
-        self._down_since: float | None = None
-        self._failed_at = 0.0
+        self._failed_at: float | None = None
+        """When the newest attempt failed; None if it succeeded."""
 
     @cached_property
     def store(self) -> "MlflowStore":
@@ -141,13 +141,13 @@ class Tracker:
         with self._sending:
             with self._lock:
                 self._write_calls()
-            if self.fault or (self._down_since and not urgent and time.time() - self._failed_at < RETRY_SECONDS):
+            if self.fault or (self._failed_at and not urgent and time.time() - self._failed_at < RETRY_SECONDS):
                 return
             try:
                 self._start_over_if_lost()
                 self._send_calls()
                 self._send_records()
-                self._down_since = None
+                self._failed_at = None
             except Exception as error:  # whatever the client raises, training must continue
                 self._note_failure(error)
 
@@ -267,14 +267,14 @@ class Tracker:
         """Warn once that MLflow is unavailable, or that it has an error that only the user can fix."""
         from sepscene.orchestration.records.mlflow_client import permanent_error
 
+        is_first = self._failed_at is None
         self._failed_at = time.time()
         self._checked = False  # it may have lost our run
         if reason := permanent_error(error):
             self.fault = reason
             message = "MLflow at %s: %s. The run continues; send it later with `sepscene sync %s`"
             logger.warning(message, self.uri, reason, self.run_dir)
-        elif self._down_since is None:
-            self._down_since = self._failed_at
+        elif is_first:
             message = "MLflow at %s does not respond (%s); the run continues and retries"
             logger.warning(message, self.uri, first_line(error)[:200])
 

@@ -12,6 +12,8 @@ import sys
 import time
 import urllib.request
 import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -85,35 +87,25 @@ def newest_experiment(uri: str) -> str | None:
     return newest[0].info.experiment_id if newest else None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Ui:
     """A running MLflow server and its password."""
 
     process: subprocess.Popen[bytes]
     port: int
     password: str
-    private: TemporaryDirectory[str]
-    """Its settings, user database and log, which other users cannot read."""
+    private: Path
+    """Folder of its settings and user database, which other users cannot read."""
 
     @property
     def address(self) -> str:
         """The address of the page."""
         return f"http://{HOST}:{self.port}"
 
-    def stop(self) -> None:
-        """End the server and its workers."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGTERM)
-            try:
-                self.process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait()
-        self.private.cleanup()
 
-
-def start_ui(uri: str, port: int, timeout_seconds: float = 120.0) -> Ui:
-    """Start the MLflow UI of a store and wait until it responds. The caller ends it with `Ui.stop`.
+@contextmanager
+def running_ui(uri: str, port: int, timeout_seconds: float = 120.0) -> Iterator[Ui]:
+    """Run the MLflow UI of a store while the block runs; the block begins when it responds.
 
     Args:
         uri: from `tracking_store`; not a server, which has its own UI.
@@ -123,26 +115,34 @@ def start_ui(uri: str, port: int, timeout_seconds: float = 120.0) -> Ui:
     """
     if _responds(port):  # otherwise the other server would be mistaken for ours
         raise SepsceneError(f"port {port} is in use by another server; choose another with --port")
-    private = TemporaryDirectory(prefix="sepscene-ui-")
     password = secrets.token_urlsafe(12)
-    with TemporaryFile(dir=private.name) as log:
+    with TemporaryDirectory(prefix="sepscene-ui-") as private, TemporaryFile(dir=private) as log:
         process = subprocess.Popen(
             mlflow_ui_command(uri, port),
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=_environment(Path(private.name), password),
+            env=_environment(Path(private), password),
             start_new_session=True,
         )
-        server = Ui(process, port, password, private)
-        deadline = time.monotonic() + timeout_seconds
-        while time.monotonic() < deadline and process.poll() is None:
-            if _responds(port):
-                return server
-            time.sleep(0.2)
-        log.seek(0)
-        last = log.read().decode(errors="replace").strip().splitlines()[-5:]
-    server.stop()
-    raise SepsceneError(f"the MLflow UI did not start on port {port}; choose another with --port; its log ends: {last}")
+        try:
+            deadline = time.monotonic() + timeout_seconds
+            while not _responds(port):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    last = log.read().decode(errors="replace").strip().splitlines()[-5:]
+                    raise SepsceneError(
+                        f"the MLflow UI did not start on port {port}; choose another with --port; its log ends: {last}"
+                    )
+                time.sleep(0.2)
+            yield Ui(process, port, password, Path(private))
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)  # the server and its workers
+                try:
+                    process.wait(timeout=20)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
 
 
 def _environment(private: Path, password: str) -> dict[str, str]:
@@ -171,7 +171,7 @@ def serve(folder: Path, port: int, console: Console) -> None:
     A browser is opened only on a desktop. Otherwise, e.g. over SSH, the address is printed.
 
     Raises:
-        SepsceneError: as `tracking_store` and `start_ui`; or if no run has been logged yet.
+        SepsceneError: as `tracking_store` and `running_ui`; or if no run has been logged yet.
     """
     uri = tracking_store(folder)
     experiment_id = newest_experiment(uri)
@@ -182,17 +182,15 @@ def serve(folder: Path, port: int, console: Console) -> None:
         console.print(f"MLflow shows the runs at\n{link}", soft_wrap=True)
         _browse(link, console)
         return
-    server = start_ui(uri, port)
-    link = deep_link(server.address, experiment_id)
-    text = f"MLflow shows the runs at\n{link}\nuser {USER}, password {server.password}\nPress Ctrl-C to end it."
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
-    _browse(link, console)
-    try:
-        server.process.wait()
-    except KeyboardInterrupt:
-        console.print("The MLflow UI has ended.")
-    finally:
-        server.stop()
+    with running_ui(uri, port) as server:
+        link = deep_link(server.address, experiment_id)
+        text = f"MLflow shows the runs at\n{link}\nuser {USER}, password {server.password}\nPress Ctrl-C to end it."
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+        _browse(link, console)
+        try:
+            server.process.wait()
+        except KeyboardInterrupt:
+            console.print("The MLflow UI has ended.")
 
 
 def _browse(link: str, console: Console) -> None:

@@ -1,9 +1,7 @@
 """Names of the files in a run's folder; no other file contains them. Those of sweeps are in `records.sweep_folder`.
 
-storage/
-    store/                     separated clips, shared by all runs of a storage
+storage/                       Storage
     audits/audit-<digest>/     AuditFolder
-    mlflow.db, mlartifacts/    MLflow's store and its files, without a server
     <run>/                     RunFolder
         checkpoints/<stage>/   StageFolder
             step-<number>/     CheckpointFolder
@@ -95,63 +93,54 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Storage:
+    """The folder of all runs. MLflow's files can also be in the folder of one run, e.g. of the demo."""
+
+    path: Path
+
+    store = Place("store")  # separated clips, shared by all runs
+    audits = Place("audits")  # the audits of all data sets that the runs use
+    clips = Place("clips")  # the lists of clips that were passed to runs from Python
+    mlflow = Place("mlflow.db")  # MLflow's SQLite store, if no server is used
+    mlflow_artifacts = Place("mlartifacts")  # the artifacts of the SQLite store
+
+    def audit(self, manifest_digest: str) -> "AuditFolder":
+        """The audit of the data set with this manifest."""
+        return AuditFolder(self.audits / f"audit-{manifest_digest[:12]}")
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """The folder of one run."""
 
     path: Path
 
-    experiment = Place("experiment.yaml")
-    """The resolved configuration."""
-    started = Place("started")
-    """Start time of the run; UTC, ISO 8601."""
-    lock = Place("running.json")
-    """The process that currently works in the folder."""
-    metrics = Place("metrics.jsonl")
-    """The records of all steps and validations, and the events; one JSON object per line."""
-    system = Place("system.jsonl")
-    """Samples of the machines' system metrics; one JSON object per line."""
-    timings = Place("stages.json")
-    """Stage -> seconds."""
-    results = Place("results.json")
-    """The `RunResults`."""
-    ledger = Place("ledger.json")
-    """The ledger of the encoder's weights."""
-    mlflow = Place("mlflow.json")
-    """What has been sent to MLflow."""
-    mlflow_calls = Place("mlflow-calls.jsonl")
-    """All calls to MLflow that the run has made, sent or not; one JSON object per line."""
-    scenes = Place("scenes")
-    """Synthetic scenes, if the data has no other folder."""
-    ladder = Place("ladder")
-    """Folder of the separator's checkpoints."""
-    ladder_index = Place("ladder/ladder.json")
-    """Processor name -> its folder below `ladder`."""
-    encoder = Place("encoder")
-    """The run's own encoder: a bundle."""
-    crashes = Place("crash_counts")
-    """Folder of the crash counts of clips, shared by all stages."""
-    checkpoints = Place("checkpoints")
-    """Folder of the training stages."""
-    report_html = Place("report.html")
-    """The report as a page."""
-    report_md = Place("report.md")
-    """The report as text."""
-    listening_page = Place("listen.html")
-    """The page with sounds of the separation and of the nearest neighbours."""
-    sounds = Place("listen")
-    """Folder of the listening page's sounds."""
-    plots = Place("plots")
-    """Folder of the report's plots."""
-    trial = Place("trial.json")
-    """Name, settings and newest validation of a trial."""
-    finished = Place("finished")
-    """Exists once a trial has finished."""
-    failure = Place("failure")
-    """Why a trial failed."""
-    stopped = Place("stopped")
-    """Why a scheduler stopped a trial."""
-    held = Place("held")
-    """Folder with one file per period in which a trial held its resources."""
+    experiment = Place("experiment.yaml")  # the resolved configuration
+    started = Place("started")  # start time of the run; UTC, ISO 8601
+    lock = Place("running.json")  # the process that currently works in the folder
+    metrics = Place("metrics.jsonl")  # records of all steps and validations, and events; one JSON object per line
+    system = Place("system.jsonl")  # samples of the machines' system metrics; one JSON object per line
+    timings = Place("stages.json")  # stage -> seconds
+    results = Place("results.json")  # the `RunResults`
+    ledger = Place("ledger.json")  # the ledger of the encoder's weights
+    mlflow = Place("mlflow.json")  # what has been sent to MLflow
+    mlflow_calls = Place("mlflow-calls.jsonl")  # all calls to MLflow, sent or not; one JSON object per line
+    scenes = Place("scenes")  # synthetic scenes, if the data has no other folder
+    ladder = Place("ladder")  # folder of the separator's checkpoints
+    ladder_index = Place("ladder/ladder.json")  # processor name -> its folder below `ladder`
+    encoder = Place("encoder")  # the run's own encoder: a bundle
+    crashes = Place("crash_counts")  # folder of the crash counts of clips, shared by all stages
+    checkpoints = Place("checkpoints")  # folder of the training stages
+    report_html = Place("report.html")  # the report as a page
+    report_md = Place("report.md")  # the report as text
+    listening_page = Place("listen.html")  # the page with sounds of the separation and of the nearest neighbours
+    sounds = Place("listen")  # folder of the listening page's sounds
+    plots = Place("plots")  # folder of the report's plots
+    trial = Place("trial.json")  # name, settings and newest validation of a trial
+    finished = Place("finished")  # exists once a trial has finished
+    failure = Place("failure")  # why a trial failed
+    stopped = Place("stopped")  # why a scheduler stopped a trial
+    held = Place("held")  # folder with one file per period in which a trial held its resources
 
     @property
     def mirrored(self) -> tuple[Path, ...]:
@@ -210,17 +199,7 @@ class RunFolder:
     @property
     def store(self) -> Path:
         """The separated clips that all runs next to this one share."""
-        return store_of(self.path.parent)
-
-
-def store_of(storage: Path) -> Path:
-    """The separated clips that all runs of a storage share."""
-    return storage / "store"
-
-
-def audits_of(storage: Path) -> Path:
-    """The audits of all data sets that the runs of a storage use."""
-    return storage / "audits"
+        return Storage(self.path.parent).store
 
 
 @dataclass(frozen=True)
@@ -229,35 +208,13 @@ class AuditFolder:
 
     path: Path
 
-    findings = Place("audit.json")
-    """The findings with their digest, as JSON."""
-    text = Place("audit.txt")
-    """The findings as readable text."""
-
-    @classmethod
-    def of(cls, storage: Path, manifest_digest: str) -> "AuditFolder":
-        """The audit of the data set with this manifest."""
-        return cls(audits_of(storage) / f"audit-{manifest_digest[:12]}")
-
-
-def clips_of(storage: Path) -> Path:
-    """The lists of clips that were passed to runs of a storage from Python."""
-    return storage / "clips"
-
-
-def mlflow_store_of(storage: Path) -> Path:
-    """MLflow's SQLite store, if no server is used; it can also be in the folder of a run."""
-    return storage / "mlflow.db"
+    findings = Place("audit.json")  # the findings with their digest, as JSON
+    text = Place("audit.txt")  # the findings as readable text
 
 
 def mlflow_lock_of(store: Path) -> Path:
     """Lock file of the process that creates a SQLite store."""
     return store.with_suffix(".lock")
-
-
-def mlflow_artifacts_of(storage: Path) -> Path:
-    """The artifacts of the SQLite store in the same folder."""
-    return storage / "mlartifacts"
 
 
 def encoder_of(folder: Path) -> Path:
@@ -283,26 +240,16 @@ class StageFolder:
     run: RunFolder
     name: str
 
-    fatal = Place("fatal")
-    """Why the stage must stop permanently, in one sentence."""
-    bad_rows = Place("bad_rows.json")
-    """The rows of each step that was skipped because its loss or gradient was not finite."""
-    resume = Place("resume")
-    """Name of the checkpoint from which the current worker group starts."""
-    wanted = Place("wanted")
-    """Exists while a process waits for a checkpoint that it has requested."""
-    reserved = Place("reserved")
-    """Id of the placement group that Ray has reserved for the current worker group."""
-    controller = Place("controller")
-    """Ray's id of the current Train controller, which is an actor."""
-    validations = Place("validation")
-    """Folder in which validation tasks store their records, one file per step, until they are in the metrics file."""
-    best = Place("best")
-    """The best encoder so far by validation: a bundle."""
-    best_record = Place("best/validation.json")
-    """The step and the metric of the best encoder."""
-    unfinished_best = Place("best.partial")
-    """The folder in which a new best encoder is written."""
+    fatal = Place("fatal")  # why the stage must stop permanently, in one sentence
+    bad_rows = Place("bad_rows.json")  # the rows of each step that was skipped: its loss or gradient was not finite
+    resume = Place("resume")  # name of the checkpoint from which the current worker group starts
+    wanted = Place("wanted")  # exists while a process waits for a checkpoint that it has requested
+    reserved = Place("reserved")  # id of the placement group that Ray has reserved for the current worker group
+    controller = Place("controller")  # Ray's id of the current Train controller, which is an actor
+    validations = Place("validation")  # records of validations, one file per step, until they are in the metrics file
+    best = Place("best")  # the best encoder so far by validation: a bundle
+    best_record = Place("best/validation.json")  # the step and the metric of the best encoder
+    unfinished_best = Place("best.partial")  # the folder in which a new best encoder is written
 
     @property
     def path(self) -> Path:
@@ -338,14 +285,10 @@ class CheckpointFolder:
 
     path: Path
 
-    state = Place("state.pt")
-    """The state dicts of model, optimiser and others."""
-    ledger = Place("ledger.json")
-    """The rows that training has consumed."""
-    steps = Place("metrics.json")
-    """The metrics of the steps since the previous checkpoint."""
-    manifest = Place("manifest.json")
-    """The step, and the SHA-256 of the other files; written last."""
+    state = Place("state.pt")  # the state dicts of model, optimiser and others
+    ledger = Place("ledger.json")  # the rows that training has consumed
+    steps = Place("metrics.json")  # the metrics of the steps since the previous checkpoint
+    manifest = Place("manifest.json")  # the step, and the SHA-256 of the other files; written last
 
 
 def checkpoint_name(step: int) -> str:

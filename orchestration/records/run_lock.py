@@ -9,6 +9,7 @@ if its process was killed in that moment, or if the disk was full, and can then 
 """
 
 import contextlib
+import fcntl
 import logging
 import os
 import socket
@@ -124,13 +125,26 @@ def _acquire(lock: Path) -> bool:
             holder, _ = _holder(lock)
             if holder is not None and holder.is_this_process():
                 return False
-            check_free(RunFolder(lock.parent))
-            logger.warning("%s is left over from a process that has ended; the run continues", lock)
-            lock.unlink(missing_ok=True)
+            _remove_left_over(lock)
             continue
         with os.fdopen(handle, "w") as file:
             file.write(Holder.this_process().model_dump_json())
         return True
+
+
+def _remove_left_over(lock: Path) -> None:
+    """Remove the lock of a process that has ended, but never the one of a process that did so a moment before.
+
+    Raises:
+        SepsceneError: as `check_free`.
+    """
+    with contextlib.suppress(FileNotFoundError), lock.open("r+b" if os.access(lock, os.W_OK) else "rb") as file:
+        with contextlib.suppress(OSError):  # some file systems have no flock
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+            check_free(RunFolder(lock.parent))
+            logger.warning("%s is left over from a process that has ended; the run continues", lock)
+            lock.unlink()
 
 
 def _holder(lock: Path) -> tuple[Holder | None, float]:

@@ -12,24 +12,15 @@ class SweepFolder:
 
     path: Path
 
-    configuration = Place("sweep.yaml")
-    """The `SweepConfig`."""
-    base = Place("base.yaml")
-    """The experiment that is varied, if it came from a file."""
-    sweep = Place("sweep.json")
-    """The `SweepResults`."""
-    reproduction = Place("reproduction.json")
-    """The `ReproductionResults`."""
-    trials = Place("trials")
-    """Folder of the trials."""
-    store = Place("store")
-    """The separated clips of all trials."""
-    tune = Place("tune")
-    """Folder of Ray Tune's state."""
-    report_html = Place("report.html")
-    """The report as a page."""
-    report_md = Place("report.md")
-    """The report as text."""
+    configuration = Place("sweep.yaml")  # the `SweepConfig`
+    base = Place("base.yaml")  # the experiment that is varied, if it came from a file
+    sweep = Place("sweep.json")  # the `SweepResults`
+    reproduction = Place("reproduction.json")  # the `ReproductionResults`
+    trials = Place("trials")  # folder of the trials
+    store = Place("store")  # the separated clips of all trials
+    tune = Place("tune")  # folder of Ray Tune's state
+    report_html = Place("report.html")  # the report as a page
+    report_md = Place("report.md")  # the report as text
 
     @property
     def shared(self) -> RunFolder:
@@ -55,10 +46,8 @@ class StudyFolder:
 
     path: Path
 
-    settings = Place("study.json")
-    """The settings that all trials share, and the digests of the separators."""
-    trials = Place("trials")
-    """Folder of the trials' records."""
+    settings = Place("study.json")  # the settings that all trials share, and the digests of the separators
+    trials = Place("trials")  # folder of the trials' records
 
     def trial(self, row: str, seed: int) -> Path:
         """The record of one row with one seed."""
@@ -79,10 +68,8 @@ class StudyData:
 
     path: Path
 
-    lock = Place("lock")
-    """Lock file of the process that generates data."""
-    logmels = Place("logmels")
-    """Folder of the stored log-mels."""
+    lock = Place("lock")  # lock file of the process that generates data
+    logmels = Place("logmels")  # folder of the stored log-mels
 
     @classmethod
     def of(cls, storage: Path) -> "StudyData":

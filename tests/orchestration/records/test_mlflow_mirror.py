@@ -25,7 +25,7 @@ from sepscene.orchestration.records.mlflow_address import default_tracking_uri, 
 from sepscene.orchestration.records.mlflow_client import MlflowStore
 from sepscene.orchestration.records.mlflow_mirror import Tracker
 from sepscene.orchestration.records.mlflow_registry import _describe_version
-from sepscene.orchestration.records.mlflow_ui import USER, Ui, start_ui, tracking_store
+from sepscene.orchestration.records.mlflow_ui import USER, Ui, running_ui, tracking_store
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.orchestration.records.system_metrics import sampled
 from sepscene.tasks.datasets.manifest import Clip, make_manifest
@@ -155,10 +155,9 @@ def log_in(server: Ui, monkeypatch: pytest.MonkeyPatch) -> None:
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").search_experiments()
     port = free_port()
-    running = start_ui(tracking_store(tmp_path), port)
-    log_in(running, monkeypatch)
-    yield running.address
-    running.stop()
+    with running_ui(tracking_store(tmp_path), port) as running:
+        log_in(running, monkeypatch)
+        yield running.address
 
 
 @pytest.mark.slow
@@ -236,14 +235,11 @@ def test_missing_records_are_sent_once_the_server_is_available(tmp_path: Path, m
     missed = track_a_run(uri, tmp_path / "runs" / "first")
     assert missed.unsent > 0
     assert missed.run_id() is None
-    server = start_ui(tracking_store(tmp_path), port)
-    log_in(server, monkeypatch)
-    try:
+    with running_ui(tracking_store(tmp_path), port) as server:
+        log_in(server, monkeypatch)
         later = Tracker(uri, "sepscene", tmp_path / "runs" / "first")
         later.send()
         check_the_run(uri, later)
-    finally:
-        server.stop()
 
 
 @pytest.mark.slow

@@ -4,25 +4,28 @@ import base64
 import io
 import json
 import socket
+import subprocess
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from rich.console import Console
 
 from sepscene.models.config import SepsceneError
+from sepscene.orchestration.records import mlflow_ui
 from sepscene.orchestration.records.mlflow_ui import (
     USER,
     Ui,
     deep_link,
     mlflow_ui_command,
     newest_experiment,
+    running_ui,
     serve,
-    start_ui,
     tracking_store,
 )
 from tests.faults.hosts import free_port
@@ -97,9 +100,30 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @pytest.fixture(scope="module")
 def served(logged: tuple[Path, str]) -> Iterator[tuple[Ui, str]]:
-    server = start_ui(tracking_store(logged[0]), free_port())
-    yield server, logged[1]
-    server.stop()
+    with running_ui(tracking_store(logged[0]), free_port()) as server:
+        yield server, logged[1]
+
+
+def test_a_server_ends_if_the_command_is_interrupted_while_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def responds(port: int) -> bool:
+        if processes:
+            raise KeyboardInterrupt
+        return False
+
+    def start(*arguments: Any, popen: Any = subprocess.Popen, **options: Any) -> Any:
+        processes.append(popen(*arguments, **options))
+        return processes[-1]
+
+    monkeypatch.setattr(mlflow_ui, "_responds", responds)
+    monkeypatch.setattr(mlflow_ui, "mlflow_ui_command", lambda uri, port: ["sleep", "60"])
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(KeyboardInterrupt), running_ui(f"sqlite:///{tmp_path}/mlflow.db", 5000):
+        pass
+    assert processes[0].poll() is not None
 
 
 @pytest.mark.slow
@@ -153,7 +177,7 @@ def test_other_users_of_the_machine_have_no_access(served: tuple[Ui, str]) -> No
             with pytest.raises(urllib.error.HTTPError) as refusal:
                 urllib.request.urlopen(request, timeout=30)
             assert refusal.value.code in (401, 403), path
-    assert Path(server.private.name).stat().st_mode & 0o077 == 0
+    assert server.private.stat().st_mode & 0o077 == 0
     assert server.password not in " ".join(map(str, server.process.args))
 
 
@@ -181,5 +205,5 @@ def test_server_listens_only_on_loopback_and_reports_a_port_in_use(
     for address in addresses - {"127.0.0.1", "127.0.1.1"}:
         with pytest.raises(OSError), socket.create_connection((str(address), port), timeout=5):
             pass
-    with pytest.raises(SepsceneError, match="in use"):
-        start_ui(tracking_store(logged[0]), port)
+    with pytest.raises(SepsceneError, match="in use"), running_ui(tracking_store(logged[0]), port):
+        pass

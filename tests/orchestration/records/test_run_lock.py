@@ -1,6 +1,8 @@
 """Two processes never work in one run's folder; a lock that is left over does not block a run."""
 
+import contextlib
 import json
+import multiprocessing
 import os
 import shutil
 import socket
@@ -9,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,3 +94,35 @@ def test_a_deleted_folder_ends_with_an_error(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(run_lock, "BEAT_SECONDS", 0.01)
     with pytest.raises(SepsceneError, match="was deleted while it ran"), locked(folder):
         shutil.rmtree(folder.path)
+
+
+def test_one_of_several_processes_takes_over_a_lock(tmp_path: Path) -> None:
+    """Three processes find the lock of an ended one at the same moment, 100 times; one of them gets it each time."""
+    context = multiprocessing.get_context("spawn")
+    together = context.Barrier(3)
+    results = context.Queue()
+    processes = [context.Process(target=_take_over, args=(tmp_path, together, results)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    taken = [results.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join(60)
+    assert [sum(each) for each in zip(*taken, strict=True)] == [1] * 100
+
+
+def _take_over(path: Path, together: Any, results: Any) -> None:
+    folder = RunFolder(path)
+    taken = []
+    for _ in range(100):
+        if together.wait(60) == 0:
+            gone = Holder(host=socket.gethostname(), pid=2**31 - 1, process_began=1.0, since="")
+            folder.lock.write_text(gone.model_dump_json())
+        together.wait(60)
+        with contextlib.suppress(SepsceneError), contextlib.ExitStack() as held:
+            try:
+                held.enter_context(locked(folder))
+                taken.append(True)
+            except SepsceneError:
+                taken.append(False)
+            together.wait(60)
+    results.put(taken)
