@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csc_array
 
 from sepscene.tasks.evaluation.metrics import Bools, Floats, check, d_prime_of, label_precisions
-from sepscene.tasks.evaluation.retrieval import choose, pair_rows, ranked_pairs, unit_length
+from sepscene.tasks.evaluation.retrieval import choose, pairs_of, unit_length
 
 ENOUGH_POSITIVES = 3  # a resample loses a class with three positives with probability 0.05, two 0.14, one 0.37
 RESAMPLES_AT_ONCE = 128  # to limit the memory
@@ -97,13 +97,14 @@ def resampled_retrieval(h_BD: Floats, targets_BK: Bools, weights_BR: Floats, cli
     for positive_P, negative_N in choose(targets_BK, clips, seed):
         if len(positive_P) < 2 or len(negative_N) < 1:
             continue
-        relevant_M, similarity_M = ranked_pairs(unit_BD, positive_P, negative_N)
+        left_M, right_M, relevant_M, similarity_M = pairs_of(unit_BD, positive_P, negative_N)
         order_M = np.argsort(-similarity_M)
-        left_M, right_M = (clip_M[order_M] for clip_M in pair_rows(positive_P, negative_N))
-        ranked_M = similarity_M[order_M]
+        left_M = left_M[order_M]
+        right_M = right_M[order_M]
+        ranked_M = -similarity_M[order_M]
         hit_P = np.flatnonzero(relevant_M[order_M])
         # Equal similarities share a rank: the last of them.
-        last_P = np.searchsorted(-ranked_M, -ranked_M[hit_P], side="right") - 1
+        last_P = np.searchsorted(ranked_M, ranked_M[hit_P], side="right") - 1
         precision_R, drawn_R = np.empty((2, weights_BR.shape[1]))
         for part, block_BR in _blocks(weights_BR, PAIR_RESAMPLES_AT_ONCE):
             above_MR = block_BR[left_M]

@@ -5,7 +5,7 @@ clips; cosine distance of all (positive, positive) and (positive, negative) pair
 list; average precision of finding the (positive, positive) ones; mean over classes. Nothing is trained.
 Chance is not 0 but the share of (positive, positive) pairs: 4950 / 14950 = 0.331 for 100 and 100 clips.
 
-Legend: B clips, D embedding, K classes, P positives, N negatives.
+Legend: B clips, D embedding, K classes, P positives, N negatives, M pairs.
 """
 
 from dataclasses import dataclass
@@ -48,14 +48,13 @@ def query_by_example(h_BD: Floats, targets_BK: Bools, clips: int = 100, seed: in
     check(h_BD, targets_BK)
     unit_BD = unit_length(h_BD)
     precision_K, chance_K = np.full((2, targets_BK.shape[1]), np.nan)
-    short_K = np.zeros(targets_BK.shape[1], bool)
     for k, (positive_P, negative_N) in enumerate(choose(targets_BK, clips, seed)):
-        short_K[k] = min(len(positive_P), len(negative_N)) < clips
-        if len(positive_P) < 2 or len(negative_N) < 1:
-            continue
-        relevant, similarity = ranked_pairs(unit_BD, positive_P, negative_N)
-        precision_K[k] = average_precision_score(relevant, similarity)
-        chance_K[k] = relevant.mean()
+        if len(positive_P) >= 2 and len(negative_N):
+            _, _, relevant_M, similarity_M = pairs_of(unit_BD, positive_P, negative_N)
+            precision_K[k] = average_precision_score(relevant_M, similarity_M)
+            chance_K[k] = relevant_M.mean()
+    positives_K = targets_BK.sum(axis=0)
+    short_K = np.minimum(positives_K, len(targets_BK) - positives_K) < clips
     return RetrievalResult(macro(precision_K, "query by example"), chance_K, short_K)
 
 
@@ -71,22 +70,15 @@ def choose(targets_BK: Bools, clips: int, seed: int) -> list[tuple[Rows, Rows]]:
     return chosen
 
 
-def pair_rows(positive_P: Rows, negative_N: Rows) -> tuple[Rows, Rows]:
-    """The two clips of every pair; pairs of two positive ones come first."""
+def pairs_of(unit_BD: Floats, positive_P: Rows, negative_N: Rows) -> tuple[Rows, Rows, Bools, Floats]:
+    """The two clips of every pair, whether both are positive, and their cosine similarity; (M,) each."""
     first, second = np.triu_indices(len(positive_P), k=1)
-    left = np.concatenate([positive_P[first], np.repeat(positive_P, len(negative_N))])
-    right = np.concatenate([positive_P[second], np.tile(negative_N, len(positive_P))])
-    return left, right
-
-
-def ranked_pairs(unit_BD: Floats, positive_P: Rows, negative_N: Rows) -> tuple[Bools, Floats]:
-    """Which pairs (in the order of `pair_rows`) are relevant, and their cosine similarity."""
-    unit_PD = unit_BD[positive_P]
-    among_PP = unit_PD @ unit_PD.T
-    across_PN = unit_PD @ unit_BD[negative_N].T
-    first, second = np.triu_indices(len(positive_P), k=1)
-    similarity = np.concatenate([among_PP[first, second], across_PN.ravel()])
-    return np.arange(len(similarity)) < len(first), similarity
+    left_M = np.concatenate([positive_P[first], np.repeat(positive_P, len(negative_N))])
+    right_M = np.concatenate([positive_P[second], np.tile(negative_N, len(positive_P))])
+    among_PP = unit_BD[positive_P] @ unit_BD[positive_P].T
+    across_PN = unit_BD[positive_P] @ unit_BD[negative_N].T
+    similarity_M = np.concatenate([among_PP[first, second], across_PN.ravel()])
+    return left_M, right_M, np.arange(len(left_M)) < len(first), similarity_M
 
 
 def unit_length(h_BD: Floats) -> Floats:

@@ -9,8 +9,8 @@ stored with the run, so that two runs can be compared on the same clips later (`
 `tasks.evaluation.labels` decides which clips and classes are evaluated.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,9 @@ from sepscene.tasks.evaluation.retrieval import query_by_example
 from sepscene.tasks.evaluation.settings import ScoringSettings
 from sepscene.tasks.evaluation.statistics import Interval, bootstrap_interval
 
+ONE_FOLD = "t"
+"""The fold of a plain test split; two runs can be compared only if their folds have the same names."""
+
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
@@ -65,6 +68,10 @@ class Predictions:
     settings: ScoringSettings
     trained_BK: Bools
     notes: tuple[str, ...] = ()
+
+    def fold_names(self) -> list[str]:
+        """The folds, in order."""
+        return sorted(set(self.folds.tolist()))
 
     def rows(self, rows: NDArray[np.intp] | Bools) -> "Predictions":
         """The predictions for some of the clips, in the given order."""
@@ -124,38 +131,13 @@ def score_embeddings(
     Raises:
         EvaluationError: embeddings are NaN, shapes do not match, or no class has a positive test clip.
     """
-    settings = settings or ScoringSettings()
     check_split(train_h_BD, train_targets_BK, test_h_BD, test_targets_BK)
-    names = _names(classes, test_targets_BK)
-    ids = _ids(clip_ids, len(test_h_BD))
+    test = _unscored(test_h_BD, test_targets_BK, [ONE_FOLD] * len(test_h_BD), classes, settings, clip_ids)
     train_B = labelled(train_targets_BK, "training clips")
     test_B = labelled(test_targets_BK, "test clips")
     notes = unlabelled_notes({"training clips": train_B, "test clips": test_B})
-    split = (train_h_BD[train_B], train_targets_BK[train_B], test_h_BD[test_B], test_targets_BK[test_B])
-    return measure(_predictions(split, names, settings, ids[test_B], notes))
-
-
-def _predictions(
-    split: tuple[Floats, Bools, Floats, Bools],
-    names: tuple[str, ...],
-    settings: ScoringSettings,
-    ids: NDArray[np.str_],
-    notes: tuple[str, ...] = (),
-) -> Predictions:
-    """Train the probes and predict the test clips. `split`: training h and targets, test h and targets, labelled."""
-    train_h_BD, train_targets_BK, test_h_BD, test_targets_BK = split
-    scores, epochs_P = probe_scores(*split, settings)
-    return Predictions(
-        clip_ids=ids,
-        classes=names,
-        targets_BK=test_targets_BK,
-        folds=np.full(len(ids), "test", dtype=np.str_),
-        h_BD=test_h_BD,
-        scores=scores,
-        settings=settings,
-        trained_BK=np.tile(train_targets_BK.any(axis=0), (len(ids), 1)),
-        notes=(*notes, _trained(epochs_P.tolist(), len(train_h_BD))),
-    )
+    train = (train_h_BD[train_B], train_targets_BK[train_B])
+    return measure(_scored(test.rows(test_B), lambda fold: train, notes))
 
 
 def cross_validate(
@@ -174,64 +156,74 @@ def cross_validate(
     Raises:
         EvaluationError: as for `score_embeddings`, or there are fewer than two folds.
     """
-    settings = settings or ScoringSettings()
     check(h_BD, targets_BK)
-    names = _names(classes, targets_BK)
-    fold_B = np.array(list(folds), dtype=np.str_)
-    if len(fold_B) != len(h_BD) or len(set(folds)) < 2:
+    if len(folds) != len(h_BD) or len(set(folds)) < 2:
         raise EvaluationError(
-            f"{len(fold_B)} fold names ({len(set(folds))} different) for {len(h_BD)} clips: cross-validation "
+            f"{len(folds)} fold names ({len(set(folds))} different) for {len(h_BD)} clips: cross-validation "
             "needs one per clip, and at least two folds"
         )
-    ids = _ids(clip_ids, len(h_BD))
     labelled_B = labelled(targets_BK, "clips")
-    notes = unlabelled_notes({"clips": labelled_B})
-    h_BD = h_BD[labelled_B]
-    targets_BK = targets_BK[labelled_B]
-    fold_B = fold_B[labelled_B]
-    ids = ids[labelled_B]
-    probes = {"shallow": settings.perceptrons, "linear": 1, "knn": 1}
-    scores: dict[str, Floats] = {name: np.zeros((count, *targets_BK.shape)) for name, count in probes.items()}
-    trained_BK = np.zeros(targets_BK.shape, bool)
-    for fold in sorted(set(fold_B.tolist())):
-        test_B = fold_B == fold
-        split = (h_BD[~test_B], targets_BK[~test_B], h_BD[test_B], targets_BK[test_B])
-        part = _predictions(split, names, settings, ids[test_B])
-        for name, scores_PBK in part.scores.items():
-            scores[name][:, test_B] = scores_PBK
-        trained_BK[test_B] = part.trained_BK
-        notes += tuple(f"fold {fold}: {note}" for note in part.notes)
-    return measure(Predictions(ids, names, targets_BK, fold_B, h_BD, scores, settings, trained_BK, notes))
+    clips = _unscored(h_BD, targets_BK, folds, classes, settings, clip_ids).rows(labelled_B)
+
+    def other_folds(fold: str) -> tuple[Floats, Bools]:
+        return clips.h_BD[clips.folds != fold], clips.targets_BK[clips.folds != fold]
+
+    return measure(_scored(clips, other_folds, unlabelled_notes({"clips": labelled_B})))
 
 
-def _names(classes: Sequence[str] | None, targets_BK: Bools) -> tuple[str, ...]:
-    columns = targets_BK.shape[1]
-    names = tuple(str(k) for k in range(columns)) if classes is None else tuple(classes)
+def _unscored(
+    h_BD: Floats,
+    targets_BK: Bools,
+    folds: Sequence[str],
+    classes: Sequence[str] | None,
+    settings: ScoringSettings | None,
+    clip_ids: Sequence[str] | None,
+) -> Predictions:
+    """The test clips, without predictions."""
+    clips, columns = targets_BK.shape
+    names = [str(k) for k in range(columns)] if classes is None else list(classes)
+    ids = [str(row) for row in range(clips)] if clip_ids is None else list(clip_ids)
     if len(names) != columns:
         raise EvaluationError(f"{len(names)} class names for {columns} columns of targets: give one name per column")
-    return names
+    if len(ids) != clips:
+        raise EvaluationError(f"{len(ids)} clip ids for {clips} test clips: give one id per clip")
+    return Predictions(
+        clip_ids=np.array(ids, np.str_),
+        classes=tuple(names),
+        targets_BK=targets_BK,
+        folds=np.array(list(folds), np.str_),
+        h_BD=h_BD,
+        scores={},
+        settings=settings or ScoringSettings(),
+        trained_BK=np.zeros_like(targets_BK),
+    )
 
 
-def _ids(clip_ids: Sequence[str] | None, clips: int) -> NDArray[np.str_]:
-    names = [str(row) for row in range(clips)] if clip_ids is None else list(clip_ids)
-    if len(names) != clips:
-        raise EvaluationError(f"{len(names)} clip ids for {clips} test clips: give one id per clip")
-    return np.array(names, dtype=np.str_)
+def _scored(clips: Predictions, training: Callable[[str], tuple[Floats, Bools]], notes: tuple[str, ...]) -> Predictions:
+    """The test clips with the predictions of probes, which are trained on `training` (h and targets) of each fold."""
+    scores: dict[str, Floats] = {}
+    trained_BK = np.zeros_like(clips.targets_BK)
+    remarks = {}
+    for fold in clips.fold_names():
+        train_h_BD, train_targets_BK = training(fold)
+        test_B = clips.folds == fold
+        test = (clips.h_BD[test_B], clips.targets_BK[test_B])
+        found, epochs_P = probe_scores(train_h_BD, train_targets_BK, *test, clips.settings)
+        for name, scores_PBK in found.items():
+            empty_PBK = np.zeros((len(scores_PBK), *trained_BK.shape), scores_PBK.dtype)
+            scores.setdefault(name, empty_PBK)[:, test_B] = scores_PBK
+        trained_BK[test_B] = train_targets_BK.any(axis=0)
+        remarks[fold] = [_trained(epochs_P.tolist(), len(train_h_BD))]
+    return replace(clips, scores=scores, trained_BK=trained_BK, notes=(*notes, *_by_fold(remarks)))
 
 
-@dataclass
-class _Fold:
-    """Metrics of one fold by name: the value, the values per class, and the values per resample."""
+def _by_fold(notes: Mapping[str, Sequence[str]]) -> list[str]:
+    """The notes on all folds, each with the name of its fold; without it if there is only one."""
+    return [note if len(notes) == 1 else f"fold {fold}: {note}" for fold, some in notes.items() for note in some]
 
-    values: dict[str, float] = field(default_factory=dict)
-    per_class: dict[str, Floats] = field(default_factory=dict)
-    replicates: dict[str, Floats] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
-    def add(self, name: str, metric: Macro, replicates_R: Floats) -> None:
-        self.values[name] = metric.value
-        self.per_class[name] = metric.per_class
-        self.replicates[name] = replicates_R
+Measured = dict[str, tuple[Macro, Floats]]
+"""Name -> metric of one fold, and its values on the resamples, (R,)."""
 
 
 def measure(predictions: Predictions) -> Scores:
@@ -240,89 +232,87 @@ def measure(predictions: Predictions) -> Scores:
     Raises:
         EvaluationError: scores or embeddings are NaN, or a fold has no class with a positive clip.
     """
-    names = sorted(set(predictions.folds.tolist()))
-    folds = [_measure_fold(predictions.rows(predictions.folds == name), seed) for seed, name in enumerate(names)]
+    folds: list[Measured] = []
+    remarks: dict[str, list[str]] = {}
+    for seed, name in enumerate(predictions.fold_names()):
+        found, remarks[name] = _measure_fold(predictions.rows(predictions.folds == name), seed)
+        folds.append(found)
     metrics = {}
     replicates = {}
-    for metric in folds[0].values:
-        if any(metric not in fold.values for fold in folds):
+    for metric in folds[0]:
+        if any(metric not in found for found in folds):
             continue
-        replicates[metric] = np.mean([fold.replicates[metric] for fold in folds], axis=0)
-        value = float(np.mean([fold.values[metric] for fold in folds]))
+        replicates[metric] = np.mean([found[metric][1] for found in folds], axis=0)
+        value = float(np.mean([found[metric][0].value for found in folds]))
         metrics[metric] = bootstrap_interval(value, replicates[metric], len(predictions.clip_ids))
-    notes = list(predictions.notes)
-    for name, fold in zip(names, folds, strict=True):
-        notes += fold.notes if len(folds) == 1 else [f"fold {name}: {note}" for note in fold.notes]
-    return Scores(predictions, metrics, replicates, _class_table(predictions, folds), tuple(notes))
+    notes = (*predictions.notes, *_by_fold(remarks))
+    return Scores(predictions, metrics, replicates, _class_table(predictions, folds), notes)
 
 
-def _measure_fold(predictions: Predictions, fold: int) -> _Fold:
+def _measure_fold(predictions: Predictions, fold: int) -> tuple[Measured, list[str]]:
+    """The metrics of one fold, and notes."""
     targets_BK = predictions.targets_BK
     settings = predictions.settings
     weights_BR = resample(len(targets_BK), settings.bootstrap, settings.seed + fold)
     known_BK, notes = targets_of_probes(targets_BK, predictions.classes, predictions.trained_BK)
-    found = _Fold(notes=notes)
+    found: Measured = {}
     for probe, scores_PBK in predictions.scores.items():
-        replicates = [resampled_scores(scores_BK, known_BK, weights_BR) for scores_BK in scores_PBK]
+        # Each resample also draws perceptrons, so that intervals cover both clips and perceptrons.
         share_PR = resample(len(scores_PBK), settings.bootstrap, settings.seed + fold) / np.float64(len(scores_PBK))
-        precisions = [mean_average_precision(scores_BK, known_BK) for scores_BK in scores_PBK]
-        found.add(f"{probe}_map", mean_macro(precisions), _drawn_mean(share_PR, [each.map_R for each in replicates]))
+        resampled = [resampled_scores(scores_BK, known_BK, weights_BR) for scores_BK in scores_PBK]
+        metrics = {f"{probe}_map": (mean_average_precision, [each.map_R for each in resampled])}
         if probe == "shallow":
-            rankings = [lwlrap(scores_BK, known_BK) for scores_BK in scores_PBK]
-            found.add("lwlrap", mean_macro(rankings), _drawn_mean(share_PR, [each.lwlrap_R for each in replicates]))
-            distances = [d_prime(scores_BK, known_BK) for scores_BK in scores_PBK]
-            found.add("d_prime", mean_macro(distances), _drawn_mean(share_PR, [each.d_prime_R for each in replicates]))
-    _add_retrieval(found, predictions, weights_BR)
+            metrics["lwlrap"] = (lwlrap, [each.lwlrap_R for each in resampled])
+            metrics["d_prime"] = (d_prime, [each.d_prime_R for each in resampled])
+        for name, (metric, replicates_PR) in metrics.items():
+            mean = mean_macro([metric(scores_BK, known_BK) for scores_BK in scores_PBK])
+            found[name] = (mean, (share_PR * np.stack(replicates_PR)).sum(axis=0))
+    found |= _retrieval(predictions, weights_BR, notes)
     positives_K = known_BK.sum(axis=0)
     rare_K = (positives_K > 0) & (positives_K < ENOUGH_POSITIVES)
     if rare_K.any() and settings.bootstrap:
         rare = listed(predictions.classes, rare_K)
-        found.notes.append(f"fewer than {ENOUGH_POSITIVES} positive test clips, so their spread is uncertain: {rare}")
+        notes.append(f"fewer than {ENOUGH_POSITIVES} positive test clips, so their spread is uncertain: {rare}")
     if (targets_BK.sum(axis=1) == 1).all():
-        _add_accuracy(found, predictions, known_BK, weights_BR)
-    return found
+        found["accuracy"] = _accuracy(predictions, known_BK, weights_BR)
+    return found, notes
 
 
-def _drawn_mean(share_PR: Floats, replicates: Sequence[Floats]) -> Floats:
-    """The mean over the perceptrons drawn in each resample: intervals cover both clips and perceptrons. (R,)"""
-    return (share_PR * np.stack(replicates)).sum(axis=0)
-
-
-def _add_accuracy(found: _Fold, predictions: Predictions, known_BK: Bools, weights_BR: Floats) -> None:
-    """Accuracy over the clips whose class is evaluated and occurs in training."""
+def _accuracy(predictions: Predictions, known_BK: Bools, weights_BR: Floats) -> tuple[Macro, Floats]:
+    """Accuracy over the clips whose class is evaluated and occurs in training; there is none per class."""
     scores_PBK = predictions.scores["shallow"]
     known_B = known_BK.any(axis=1)
     right_B = known_B * (scores_PBK.argmax(axis=2) == predictions.targets_BK.argmax(axis=1)).mean(axis=0)
-    found.values["accuracy"] = float(right_B.sum() / known_B.sum())
-    found.replicates["accuracy"] = share(right_B @ weights_BR, known_B @ weights_BR)
+    accuracy = Macro(float(right_B.sum() / known_B.sum()), np.full(known_BK.shape[1], np.nan))
+    return accuracy, share(right_B @ weights_BR, known_B @ weights_BR)
 
 
-def _add_retrieval(found: _Fold, predictions: Predictions, weights_BR: Floats) -> None:
+def _retrieval(predictions: Predictions, weights_BR: Floats, notes: list[str]) -> Measured:
+    """Query by example, if it is defined; remarks are added to `notes`."""
     clips = predictions.settings.qbe_clips
-    seed = predictions.settings.seed
+    query = (predictions.h_BD, predictions.targets_BK)
     try:
-        result = query_by_example(predictions.h_BD, predictions.targets_BK, clips, seed)
+        result = query_by_example(*query, clips, predictions.settings.seed)
     except EvaluationError as error:  # no class has two positive clips: the other metrics are still valid
-        found.notes.append(str(error))
-        return
-    replicates_R = resampled_retrieval(predictions.h_BD, predictions.targets_BK, weights_BR, clips, seed)
-    found.add("qbe_map", result.average_precision, replicates_R)
-    found.notes.append(f"query by example: random embeddings would reach {np.nanmean(result.chance):.3f}")
+        notes.append(str(error))
+        return {}
+    notes.append(f"query by example: random embeddings would reach {np.nanmean(result.chance):.3f}")
     if result.short_K.any():
         short = listed(predictions.classes, result.short_K)
-        found.notes.append(f"query by example: fewer than {clips} positive or negative clips for {short}")
+        notes.append(f"query by example: fewer than {clips} positive or negative clips for {short}")
+    replicates_R = resampled_retrieval(*query, weights_BR, clips, predictions.settings.seed)
+    return {"qbe_map": (result.average_precision, replicates_R)}
 
 
-def _class_table(predictions: Predictions, folds: list[_Fold]) -> tuple[ClassMetrics, ...]:
+def _class_table(predictions: Predictions, folds: list[Measured]) -> tuple[ClassMetrics, ...]:
     per_class: dict[str, Floats] = {}
-    for name in folds[0].per_class:
-        of_folds = [fold.per_class[name] for fold in folds if name in fold.per_class]
+    for name in folds[0]:
+        of_folds = [found[name][0].per_class for found in folds if name in found]
         per_class[name] = np.ma.masked_invalid(of_folds).mean(axis=0).filled(np.nan)  # NaN where no fold has it
     positives_K = predictions.targets_BK.sum(axis=0)
     rows = []
     for k, name in enumerate(predictions.classes):
-        values = {metric: float(values_K[k]) for metric, values_K in per_class.items()}
-        known = {metric: value for metric, value in values.items() if not np.isnan(value)}
+        known = {metric: float(values_K[k]) for metric, values_K in per_class.items() if not np.isnan(values_K[k])}
         rows.append(ClassMetrics(name, int(positives_K[k]), known))
     return tuple(rows)
 
