@@ -34,10 +34,7 @@ FILES_PER_PART = 256
 FILES_PER_CALL = 8
 """Files per actor call on a cluster: enough for a batch, few enough to distribute over the actors."""
 
-Rows = Iterator[tuple[str, str, np.ndarray]]
-"""For each file its URI, its fault (empty if there is none), and its h (D,), which is zero on a fault."""
-
-Embedder = Callable[[Encoder, list[str]], Rows]
+Embedder = Callable[[Encoder, list[str]], Iterable[FileEmbedding]]
 """Embeds files, given by their URIs, with an encoder."""
 
 
@@ -79,29 +76,32 @@ def embed_files(
     uris = list_files(inputs, left_out)
     output = EmbeddingOutput(out, encoder_digest(encoder), encoder.embedding_dim)
     todo = output.missing(uris)
-    rows = embedder(encoder, todo)
     already_done = len(uris) - len(todo)
     skipped = left_out.entries()
     bad = {name: NOT_UTF8 for entry in skipped if entry.reason == NOT_UTF8 for name in entry.examples}
-    part: dict[str, np.ndarray] = {}
-    columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    part: list[FileEmbedding] = []
     written = 0
+
+    def write_part() -> None:
+        if part:
+            output.add([file.uri for file in part], np.stack([file.h_D for file in part]))
+            part.clear()
+
+    columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Terminal(stderr=True), disable=not show_progress) as progress:
         task = progress.add_task("", total=len(uris), completed=already_done)
         try:
-            for uri, fault, h_D in rows:
+            for file in embedder(encoder, todo):
                 progress.advance(task)
-                if fault:
-                    bad[uri] = fault
+                if file.fault:
+                    bad[file.uri] = file.fault
                     continue
-                part[uri] = h_D
+                part.append(file)
                 written += 1
                 if len(part) == FILES_PER_PART:
-                    output.add(list(part), np.stack(list(part.values())))
-                    part = {}
+                    write_part()
         finally:
-            if part:
-                output.add(list(part), np.stack(list(part.values())))
+            write_part()
     output.finish()
     return EmbedReport(out, written, already_done, bad, skipped)
 
@@ -113,12 +113,7 @@ def on_this_machine(device: str = "auto", bfloat16: bool = False, readers: int =
         SepsceneError: when the device cannot be used.
     """
     usable = usable_device(device)
-
-    def rows(encoder: Encoder, uris: list[str]) -> Rows:
-        files = FileEncoder(encoder, usable, bfloat16, readers).embed(uris)
-        return ((file.uri, file.cause or "", _row(file, encoder.embedding_dim)) for file in files)
-
-    return rows
+    return lambda encoder, uris: FileEncoder(encoder, usable, bfloat16, readers).embed(uris)
 
 
 def on_cluster(actors: int, gpus_per_actor: float = 0.0, bfloat16: bool = False, readers: int = 2) -> Embedder:
@@ -141,7 +136,7 @@ def on_cluster(actors: int, gpus_per_actor: float = 0.0, bfloat16: bool = False,
     check_placement([actor] * actors + [Demand("reader", DATA_TASK_CPUS, fields="--actors")], cluster_nodes())
     device = "cuda" if gpus_per_actor else "cpu"
 
-    def rows(encoder: Encoder, uris: list[str]) -> Rows:
+    def embed(encoder: Encoder, uris: list[str]) -> Iterator[FileEmbedding]:
         if not uris:
             return
         configure_data(ordered=False)
@@ -157,9 +152,9 @@ def on_cluster(actors: int, gpus_per_actor: float = 0.0, bfloat16: bool = False,
             **actor.ray_options(),
         )
         for columns in blocks_of(stream):
-            yield from zip(map(str, columns["uri"]), map(str, columns["fault"]), columns["h"], strict=True)
+            yield from map(FileEmbedding, map(str, columns["uri"]), map(str, columns["fault"]), columns["h"])
 
-    return rows
+    return embed
 
 
 class EmbedActor:
@@ -179,8 +174,8 @@ class EmbedActor:
         files = list(self.file_encoder.embed(map(str, columns["location"])))
         return {
             "uri": columns["uri"],
-            "fault": np.array([file.cause or "" for file in files], object),
-            "h": np.stack([_row(file, self.file_encoder.encoder.embedding_dim) for file in files]),
+            "fault": np.array([file.fault for file in files], object),
+            "h": np.stack([file.h_D for file in files]),
         }
 
 
@@ -218,59 +213,48 @@ def usable_device(device: str) -> str:
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    wanted = "cuda" if device == "gpu" else device
     try:
-        kind = torch.device(wanted).type
-        index = torch.device(wanted).index
+        wanted = torch.device("cuda" if device == "gpu" else device)
     except RuntimeError:
         raise SepsceneError(
             f"--device {device}: torch does not know this device; use auto, cpu, gpu or e.g. cuda:1"
         ) from None
     gpus = torch.cuda.device_count()
-    if kind == "cuda" and (index or 0) >= gpus:
+    if wanted.type == "cuda" and (wanted.index or 0) >= gpus:
         found = f"torch finds {gpus} GPUs here" if gpus else "torch finds no GPU here"
         raise SepsceneError(f"--device {device}: {found}; use --device cpu")
-    return wanted
+    return str(wanted)
 
 
 def _expand(text: str, left_out: LeftOut) -> Iterator[str]:
     """The sound files that one argument refers to."""
-    path = Path(local_path(text) or "")
+    local = local_path(text)
+    path = Path(local or "")
     if text == "-":
         for line in sys.stdin:
             if line.strip() and line.strip() != "-":
                 yield from _expand(line.strip(), left_out)
-    elif text and path.is_dir() and local_path(text) is not None:
-        yield from _folder_files(path, left_out)
+    elif local and path.is_dir():  # as a data set of format `directory`, but with any folders
+        root = Root(local)
+        for name in root.files():
+            root.used.add(name)
+            yield str(path / name)
+        for entry in root.left_out(""):
+            left_out.merge(entry)
     elif text.partition(":")[0] in get_args(DataFormat):
-        yield from _data_set_files(text, left_out)
+        format, _, folder = text.partition(":")
+        manifest = read_manifest(format, folder, survey=True)
+        for entry in manifest.skipped:
+            left_out.merge(entry)
+        yield from manifest.clips["uri"].to_pylist()
     elif text.lower().endswith((".csv", ".parquet")):
         for uri in _manifest_uris(path):
-            local = local_path(uri)
-            yield uri if local is None else str(path.parent / local)
+            found = local_path(uri)
+            yield uri if found is None else str(path.parent / found)
     elif not is_utf8(text):
         left_out.add(NOT_UTF8, as_utf8(text))
     else:
         yield text
-
-
-def _data_set_files(text: str, left_out: LeftOut) -> Iterator[str]:
-    """The recordings of a data set, given as FORMAT:FOLDER."""
-    format, _, root = text.partition(":")
-    manifest = read_manifest(format, root, survey=True)
-    for entry in manifest.skipped:
-        left_out.merge(entry)
-    yield from manifest.clips["uri"].to_pylist()
-
-
-def _folder_files(path: Path, left_out: LeftOut) -> Iterator[str]:
-    """The sound files below a folder, as a data set of format `directory` finds them."""
-    root = Root(str(path))
-    for name in root.files():
-        root.used.add(name)
-        yield str(path / name)
-    for entry in root.left_out(""):
-        left_out.merge(entry)
 
 
 def _manifest_uris(path: Path) -> list[str]:
@@ -284,7 +268,3 @@ def _manifest_uris(path: Path) -> list[str]:
     if "" in uris:
         raise SepsceneError(f"{path}: row {uris.index('') + first_row(name)} has no uri: fill it, or remove the row")
     return uris
-
-
-def _row(file: FileEmbedding, dim: int) -> np.ndarray:
-    return np.zeros(dim, np.float32) if file.cause is not None else file.h_D

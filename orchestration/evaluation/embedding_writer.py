@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,8 @@ class _Companion(BaseModel):
     sources: dict[str, str] = {}
 
 
-Rows = tuple[list[str], list[str], np.ndarray]
-"""Names and sources of N rows, and their h (N, D)."""
+Rows = Iterator[tuple[list[str], np.ndarray, dict[str, str]]]
+"""Names of N rows, their h (N, D), and the sources of their file by name."""
 
 
 def source_of(name: str) -> str:
@@ -84,8 +85,8 @@ class EmbeddingOutput:
             raise SepsceneError(f"--out {out} cannot be written ({error.strerror}): choose another path") from None
         self.sources: dict[str, str] = {}
         """Name -> the file that was embedded, from `source_of`; empty if an older version wrote the row."""
-        for names, sources, _ in self._rows():
-            self.sources.update(zip(names, sources, strict=True))
+        for names, _, sources in self._rows():
+            self.sources.update((name, sources.get(name, "")) for name in names)
         self._next = 1 + max((int(path.stem) for path in self.parts.glob("*.parquet")), default=-1)
 
     def missing(self, names: Iterable[str]) -> list[str]:
@@ -115,10 +116,8 @@ class EmbeddingOutput:
         sink = pa.BufferOutputStream()
         sources = {name: source_of(name) for name in names}
         pq.write_table(self._table(names, h_ND, sources), sink)
-        try:
+        with self._writing():
             write_atomically(self.parts / f"{self._next:08d}.parquet", sink.getvalue().to_pybytes())
-        except OSError as error:
-            raise self._not_written(error) from None
         self.sources |= sources
         self._next += 1
 
@@ -129,21 +128,24 @@ class EmbeddingOutput:
             SepsceneError: when the disk is full; the parts are kept.
         """
         if any(self.parts.glob("*.parquet")):
-            try:
-                if self.out.suffix == ".npy":
-                    self._merge_npy()
-                else:
-                    self._merge_parquet()
-            except OSError as error:
-                self._discard_merge()
-                raise self._not_written(error) from None
+            merge = self._merge_npy if self.out.suffix == ".npy" else self._merge_parquet
+            with self._writing():
+                try:
+                    merge()
+                except OSError:
+                    self._discard_merge()
+                    raise
         shutil.rmtree(self.parts)
 
-    def _not_written(self, error: OSError) -> SepsceneError:
-        return SepsceneError(
-            f"{self.out} cannot be written ({error.strerror}): free disk space, then run the same command again; "
-            "finished rows are kept"
-        )
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SepsceneError(
+                f"{self.out} cannot be written ({error.strerror}): free disk space, then run the same command again; "
+                "finished rows are kept"
+            ) from None
 
     def _table(self, names: list[str], h_ND: np.ndarray, sources: dict[str, str]) -> pa.Table:
         """The rows as a table; its metadata has the encoder and the sources."""
@@ -151,64 +153,57 @@ class EmbeddingOutput:
         columns = {"uri": pa.array(names, pa.string()), "h": pa.FixedSizeListArray.from_arrays(flat, self.dim)}
         return pa.table(columns, metadata={ENCODER_KEY: self.encoder.encode(), SOURCES_KEY: json.dumps(sources)})
 
-    def _rows(self) -> Iterator[Rows]:
+    def _rows(self) -> Rows:
         """All rows, those of OUT first, without duplicate names."""
         seen: set[str] = set()
-        for names, sources, h_ND in self._all_rows():
-            new = [index for index, name in enumerate(names) if name not in seen]
-            seen.update(names)
-            yield [names[index] for index in new], [sources[index] for index in new], h_ND[new]
+        read_out = self._read_npy if self.out.suffix == ".npy" else self._read_parquet
+        parts = sorted(self.parts.glob("*.parquet"))
+        for rows in (read_out(self.out) if self.out.exists() else (), *map(self._read_parquet, parts)):
+            for names, h_ND, sources in rows:
+                new = [index for index, name in enumerate(names) if name not in seen]
+                seen.update(names)
+                yield [names[index] for index in new], h_ND[new], sources
 
-    def _all_rows(self) -> Iterator[Rows]:
-        if self.out.exists() and self.out.suffix == ".npy":
-            yield self._read_npy()
-        elif self.out.exists():
-            yield from self._read_parquet(self.out)
-        for part in sorted(self.parts.glob("*.parquet")):
-            yield from self._read_parquet(part)
-
-    def _read_npy(self) -> Rows:
+    def _read_npy(self, path: Path) -> Rows:
         try:
-            h_ND = np.load(self.out, mmap_mode="r", allow_pickle=False)
+            h_ND = np.load(path, mmap_mode="r", allow_pickle=False)
             companion = _Companion.model_validate_json(self.names_file.read_bytes())
         except (OSError, ValueError) as error:
             raise SepsceneError(
-                f"{self.out} with {self.names_file.name} cannot be continued ({error}): remove both, "
+                f"{path} with {self.names_file.name} cannot be continued ({error}): remove both, "
                 "or choose another --out"
             ) from None
-        names = companion.names
-        self._refuse_other(self.out, companion.encoder, h_ND.shape[1:] == (self.dim,) and len(names) == len(h_ND))
-        return names, [companion.sources.get(name, "") for name in names], h_ND
+        fits = h_ND.shape[1:] == (self.dim,) and len(companion.names) == len(h_ND)
+        self._check(path, companion.encoder, fits)
+        yield companion.names, h_ND, companion.sources
 
-    def _read_parquet(self, path: Path) -> Iterator[Rows]:
+    def _read_parquet(self, path: Path) -> Rows:
         try:
             with pq.ParquetFile(path) as file:
                 schema = file.schema_arrow
-                encoder = (schema.metadata or {}).get(ENCODER_KEY, b"").decode()
+                metadata = schema.metadata or {}
                 fits = schema.names == ["uri", "h"] and schema.field("h").type == pa.list_(pa.float32(), self.dim)
-                self._refuse_other(path, encoder, fits)
-                known = TypeAdapter(dict[str, str]).validate_json((schema.metadata or {}).get(SOURCES_KEY, b"{}"))
+                self._check(path, metadata.get(ENCODER_KEY, b"").decode(), fits)
+                sources = TypeAdapter(dict[str, str]).validate_json(metadata.get(SOURCES_KEY, b"{}"))
                 for batch in file.iter_batches():
-                    h_ND = batch["h"].flatten().to_numpy().reshape(-1, self.dim)
-                    names = batch["uri"].to_pylist()
-                    yield names, [known.get(name, "") for name in names], h_ND
+                    yield batch["uri"].to_pylist(), batch["h"].flatten().to_numpy().reshape(-1, self.dim), sources
         except (OSError, ValueError, pa.ArrowException) as error:
             raise SepsceneError(f"{path} cannot be continued ({error}): remove it, or choose another --out") from None
 
-    def _refuse_other(self, path: Path, encoder: str, fits: bool) -> None:
+    def _check(self, path: Path, encoder: str, fits: bool) -> None:
         if encoder != self.encoder or not fits:
             raise SepsceneError(f"{path} contains rows of another encoder: remove it, or choose another --out")
 
     def _merge_parquet(self) -> None:
         with pq.ParquetWriter(self._merged, self._table([], np.zeros((0, self.dim)), self.sources).schema) as writer:
-            for names, _, h_ND in self._rows():
+            for names, h_ND, _ in self._rows():
                 writer.write_table(self._table(names, h_ND, {}))
         replace_file(self._merged, self.out)
 
     def _merge_npy(self) -> None:
         names: list[str] = []
         h_ND = create_array(self._merged, (len(self.sources), self.dim), np.float32)
-        for some, _, rows_ND in self._rows():
+        for some, rows_ND, _ in self._rows():
             h_ND[len(names) : len(names) + len(some)] = rows_ND
             names += some
         h_ND.flush()

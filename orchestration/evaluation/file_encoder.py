@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,32 +23,28 @@ from sepscene.augment.audio import ClipError, read_blocks
 from sepscene.models.encoders.encoder import MAX_BATCH_SECONDS, Encoder
 
 
-@dataclass
-class FileEmbedding:
-    """The result for one file.
-
-    Attributes:
-        uri: URI of the file.
-        cause: why it could not be embedded; None if it was.
-        seconds: duration of its sound.
-    """
+class FileEmbedding(NamedTuple):
+    """The result for one file."""
 
     uri: str
-    cause: str | None = None
-    seconds: float = 0.0
-    _sum_D: Tensor | None = None
-    _patches: int = 0
+    fault: str
+    """Why it could not be embedded; empty if it was."""
+    h_D: np.ndarray
+    """The mean over the file's patches, float32; without a meaning if there is a fault."""
 
-    @property
-    def h_D(self) -> np.ndarray:
-        """The mean over the file's patches, float32."""
-        assert self._sum_D is not None, f"{self.uri} has no embedding: {self.cause}"
-        return (self._sum_D / self._patches).float().numpy()
 
-    def _add(self, h_PD: Tensor) -> None:
-        sum_D = h_PD.double().sum(dim=0)
-        self._sum_D = sum_D if self._sum_D is None else self._sum_D + sum_D
-        self._patches += len(h_PD)
+@dataclass
+class _OpenFile:
+    """A file whose blocks are read one after the other, and the sum of the patches so far."""
+
+    uri: str
+    blocks: Iterator[np.ndarray]
+    sum_D: Tensor
+    patches: int = 0
+    fault: str = ""
+
+    def result(self) -> FileEmbedding:
+        return FileEmbedding(self.uri, self.fault, (self.sum_D / max(1, self.patches)).float().numpy())
 
 
 class FileEncoder:
@@ -73,9 +70,9 @@ class FileEncoder:
         self.block_seconds = patch.numerator * max(1, MAX_BATCH_SECONDS // patch.numerator)
 
     def embed(self, uris: Iterable[str]) -> Iterator[FileEmbedding]:
-        """The results of all files in their order, those of unreadable files with their cause."""
-        files: deque[FileEmbedding] = deque()
-        batch: list[tuple[FileEmbedding, Tensor]] = []
+        """The results of all files in their order, those of unreadable files with their fault."""
+        files: deque[_OpenFile] = deque()
+        batch: list[tuple[_OpenFile, Tensor]] = []
         for file, patches_PT in self._pieces(uris, files):
             samples = sum(waiting_PT.numel() for _, waiting_PT in batch)
             full = samples >= MAX_BATCH_SECONDS * self.encoder.sample_rate
@@ -83,21 +80,21 @@ class FileEncoder:
                 self._run(batch)
                 batch = []
                 while files[0] is not file:  # those before the file of this piece, which is still open
-                    yield files.popleft()
+                    yield files.popleft().result()
             batch.append((file, patches_PT))
-        self._run(batch)
-        yield from files
+        if batch:
+            self._run(batch)
+        yield from map(_OpenFile.result, files)
 
-    def _pieces(self, uris: Iterable[str], files: deque[FileEmbedding]) -> Iterator[tuple[FileEmbedding, Tensor]]:
+    def _pieces(self, uris: Iterable[str], files: deque[_OpenFile]) -> Iterator[tuple[_OpenFile, Tensor]]:
         """The patches (P, T) of all files, piece by piece; each file is appended to `files` when it is opened."""
         patch = self.encoder.patch_samples
-        for file, blocks in self._opened(uris):
+        for file, first_T in self._opened(uris):
             files.append(file)
             previous_T = np.zeros(0, np.float32)
             rest = 0
             try:
-                for block_T in blocks:
-                    file.seconds += len(block_T) / self.encoder.sample_rate
+                for block_T in chain([first_T.result()], file.blocks):
                     rest = len(block_T) % patch
                     whole = len(block_T) - rest
                     if whole:
@@ -107,37 +104,29 @@ class FileEncoder:
                     # As in `Encoder`: the last patch ends with the file, and a short file is padded.
                     yield file, self.encoder.patches(torch.from_numpy(previous_T)[None])[0]
             except ClipError as error:
-                file.cause = error.cause
+                file.fault = error.cause
 
-    def _opened(self, uris: Iterable[str]) -> Iterator[tuple[FileEmbedding, Iterator[np.ndarray]]]:
-        """All files and their blocks in order; threads decode the first block of the next files."""
+    def _opened(self, uris: Iterable[str]) -> Iterator[tuple[_OpenFile, Future[np.ndarray]]]:
+        """All files in order with their first block; threads decode that of the next files."""
+        ahead: deque[tuple[_OpenFile, Future[np.ndarray]]] = deque()
         with ThreadPoolExecutor(self.readers, thread_name_prefix="reader") as pool:
-            ahead: deque[Future[tuple[FileEmbedding, Iterator[np.ndarray]]]] = deque()
             for uri in uris:
-                ahead.append(pool.submit(self._open, uri))
+                blocks = read_blocks(uri, self.encoder.sample_rate, self.block_seconds)
+                file = _OpenFile(uri, blocks, torch.zeros(self.encoder.embedding_dim, dtype=torch.float64))
+                ahead.append((file, pool.submit(next, blocks)))
                 if len(ahead) > self.readers:
-                    yield ahead.popleft().result()
+                    yield ahead.popleft()
             while ahead:
-                yield ahead.popleft().result()
+                yield ahead.popleft()
 
-    def _open(self, uri: str) -> tuple[FileEmbedding, Iterator[np.ndarray]]:
-        """A file and its blocks, of which the first is decoded; no blocks if it cannot be decoded."""
-        blocks = read_blocks(uri, self.encoder.sample_rate, self.block_seconds)
-        try:
-            first_T = next(blocks)
-        except ClipError as error:
-            return FileEmbedding(uri, error.cause), iter(())
-        return FileEmbedding(uri), chain([first_T], blocks)
-
-    def _run(self, batch: list[tuple[FileEmbedding, Tensor]]) -> None:
+    def _run(self, batch: list[tuple[_OpenFile, Tensor]]) -> None:
         """One forward pass for pieces with patches of the same length."""
-        if not batch:
-            return
         patches_PT = torch.cat([patches_PT for _, patches_PT in batch]).to(self.device)
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             h_PD = self.encoder.encode_patches(patches_PT).float().cpu()
         for (file, _), part_PD in zip(batch, h_PD.split([len(patches) for _, patches in batch]), strict=True):
-            file._add(part_PD)
+            file.sum_D = file.sum_D + part_PD.double().sum(dim=0)
+            file.patches += len(part_PD)
 
 
 def encoder_digest(encoder: Encoder) -> str:

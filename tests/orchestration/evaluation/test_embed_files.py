@@ -112,7 +112,6 @@ def test_a_file_longer_than_a_block_gives_the_same_h(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = encoder(torch.from_numpy(read_audio(uri, 16_000))[None])[0].numpy()
     np.testing.assert_allclose(file.h_D, expected, atol=1e-4, rtol=1e-4)
-    assert file.seconds == 51
 
 
 def test_damage_in_a_long_file_is_reported_and_the_next_file_is_embedded(tmp_path: Path) -> None:
@@ -122,7 +121,7 @@ def test_damage_in_a_long_file_is_reported_and_the_next_file_is_embedded(tmp_pat
     content[len(content) * 9 // 10 :] = bytes(len(content) - len(content) * 9 // 10)
     long.write_bytes(content)
     damaged, done = FileEncoder(small_encoder()).embed([str(long), good])
-    assert damaged.cause and done.cause is None
+    assert damaged.fault and not done.fault
 
 
 @pytest.mark.parametrize("name", ["out.npy", "out.parquet"])
