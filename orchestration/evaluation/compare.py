@@ -106,44 +106,39 @@ def load_predictions(path: Path) -> Predictions:
         if size > MAX_BYTES:
             raise ValueError(f"its arrays take {size:,} bytes; the limit is {MAX_BYTES:,}")
         with np.load(path, allow_pickle=False) as file:
-            scores = {name.removeprefix("scores_"): file[name] for name in file.files if name.startswith("scores_")}
-            if any(scores_PBK.ndim != 3 for scores_PBK in scores.values()):
-                raise ValueError("an earlier version wrote it, with the scores of one perceptron only")
-            targets_BK = file["targets"]
-            predictions = Predictions(
-                clip_ids=file["clip_ids"],
-                classes=tuple(file["classes"].tolist()),
-                targets_BK=targets_BK,
-                folds=file["folds"],
-                h_BD=file["h"],
-                scores=scores,
-                settings=ScoringSettings.model_validate_json(str(file["settings"])),
-                # Files of earlier versions do not contain it: all classes count as trained.
-                trained_BK=file["trained"] if "trained" in file.files else np.ones_like(targets_BK),
-                notes=tuple(file["notes"].tolist()),
-            )
-            _check_shapes(predictions)
-            return predictions
+            arrays = dict(file)
+        scores = {name.removeprefix("scores_"): array for name, array in arrays.items() if name.startswith("scores_")}
+        if any(scores_PBK.ndim != 3 for scores_PBK in scores.values()):
+            raise ValueError("an earlier version wrote it, with the scores of one perceptron only")
+        predictions = Predictions(
+            clip_ids=arrays["clip_ids"],
+            classes=tuple(arrays["classes"].tolist()),
+            targets_BK=arrays["targets"],
+            folds=arrays["folds"],
+            h_BD=arrays["h"],
+            scores=scores,
+            settings=ScoringSettings.model_validate_json(str(arrays["settings"])),
+            # Files of earlier versions do not contain it: all classes count as trained.
+            trained_BK=arrays.get("trained", np.ones_like(arrays["targets"])),
+            notes=tuple(arrays["notes"].tolist()),
+        )
+        if "shallow" not in scores or not _shapes_fit(predictions):
+            raise ValueError("arrays are missing, or have different numbers of clips or classes")
+        return predictions
     except FileNotFoundError:
         raise SepsceneError(f"{path} does not exist: evaluate the run first with `sepscene evaluate`") from None
     except (*BAD_ZIP, ValidationError) as error:
         raise SepsceneError(f"{path} is damaged or not an evaluation ({error}): evaluate the run again") from None
 
 
-def _check_shapes(predictions: Predictions) -> None:
-    """Check that the scores of the perceptrons exist, and that all arrays have the same clips and classes.
-
-    Raises:
-        ValueError: when this is not the case.
-    """
-    clips = predictions.clip_ids.size
-    shape_BK = (clips, len(predictions.classes))
-    shapes = [predictions.targets_BK.shape, predictions.trained_BK.shape]
-    shapes += [scores_PBK.shape[1:] for scores_PBK in predictions.scores.values()]
+def _shapes_fit(predictions: Predictions) -> bool:
+    """Whether all arrays have the same clips and classes."""
+    shape_B = (predictions.clip_ids.size,)
+    shape_BK = (*shape_B, len(predictions.classes))
     per_clip = [predictions.clip_ids.shape, predictions.folds.shape, predictions.h_BD.shape[:1]]
-    same_clips = all(shape == (clips,) for shape in per_clip)
-    if not same_clips or any(shape != shape_BK for shape in shapes) or "shallow" not in predictions.scores:
-        raise ValueError("arrays are missing, or have different numbers of clips or classes")
+    per_class = [predictions.targets_BK.shape, predictions.trained_BK.shape]
+    per_class += [scores_PBK.shape[1:] for scores_PBK in predictions.scores.values()]
+    return {*per_clip} == {shape_B} and {*per_class} == {shape_BK}
 
 
 def compare_runs(run_a: Path, run_b: Path, encoder_a: str | None = None, encoder_b: str | None = None) -> Comparison:
@@ -308,20 +303,18 @@ def _paired(
     Raises:
         SepsceneError: when they share no clips, or their classes, labels or folds differ.
     """
-    for predictions, name in ((a, name_a), (b, name_b)):
-        if len(set(predictions.clip_ids.tolist())) < len(predictions.clip_ids):
+    row_a, row_b = ({clip: row for row, clip in enumerate(side.clip_ids.tolist())} for side in (a, b))
+    for rows, side, name in ((row_a, a, name_a), (row_b, b, name_b)):
+        if len(rows) < len(side.clip_ids):
             raise SepsceneError(f"{name} evaluated several clips with the same id: make the ids in its manifest unique")
-    _, rows_a, rows_b = np.intersect1d(a.clip_ids, b.clip_ids, assume_unique=True, return_indices=True)
-    if not len(rows_a):
+    shared = [clip for clip in row_a if clip in row_b]  # in the order of A, so that its metrics equal its report's
+    if not shared:
         raise SepsceneError(f"{name_a} and {name_b} share no test clips: evaluate both on the same data")
-    in_order = np.argsort(rows_a)  # the order of A, so that its metrics equal those of its report on the same clips
-    rows_a = rows_a[in_order]
-    rows_b = rows_b[in_order]
     notes: tuple[str, ...] = ()
-    if len(rows_a) < max(len(a.clip_ids), len(b.clip_ids)):
-        notes = (f"{len(rows_a)} shared clips of {len(a.clip_ids)} (A) and {len(b.clip_ids)} (B)",)
-    a = a.rows(rows_a)
-    b = b.rows(rows_b)
+    if len(shared) < max(len(row_a), len(row_b)):
+        notes = (f"{len(shared)} shared clips of {len(row_a)} (A) and {len(row_b)} (B)",)
+    a = a.rows(np.array([row_a[clip] for clip in shared]))
+    b = b.rows(np.array([row_b[clip] for clip in shared]))
     same = np.array_equal(a.targets_BK, b.targets_BK) and np.array_equal(a.folds, b.folds)
     if a.classes != b.classes or not same:
         raise SepsceneError(

@@ -2,13 +2,8 @@
 
 Legend: R resamples.
 
-Two sources of randomness are kept apart. The bootstrap over clips shows how the metric of one trained encoder varies
-with the clips in the test set. The t statistics over seeds show how it varies if the encoder is trained again. A
-statement about a method needs seeds; a statement about an encoder needs clips.
-
-A bootstrap interval describes the metric on another test set of the same size and kind. Average precision is higher
-with a handful of positives than with very many, so intervals from small test sets must not be compared with metrics
-from large ones.
+Two sources of randomness are kept apart: the bootstrap over clips is for statements about one encoder, the t statistics
+over seeds for those about a method (docs/reading_results.md, Intervals).
 """
 
 from collections.abc import Sequence
