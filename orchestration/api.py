@@ -286,17 +286,19 @@ def embed(
         if value and not actors:
             raise SepsceneError(f"{name} {value} has no effect without --actors: set their number")
     from sepscene.models.encoders.encoder import load_encoder
-    from sepscene.orchestration.evaluation.embed_files import embed_files, on_cluster, on_this_machine
+    from sepscene.orchestration.evaluation.embed_files import embed_files, on_cluster, usable_device
+    from sepscene.orchestration.evaluation.file_encoder import FileEncoder
 
     loaded = load_encoder(encoder_of(Path(encoder)))
     files = [str(path) for path in inputs]
     if not actors:
-        return embed_files(loaded, files, Path(out), on_this_machine(device, bfloat16, readers), not quiet)
+        file_encoder = FileEncoder(loaded, usable_device(device), bfloat16, readers)
+        return embed_files(loaded, files, Path(out), file_encoder.embed, not quiet)
     from sepscene.orchestration.runtime.session import check_custom_code, connected
 
     use = loaded.config.trunk.use
     code = [use] if is_custom(use) else []
     with connected(address, code=code):
-        embedder = on_cluster(actors, gpus, bfloat16, readers)
+        embedder = on_cluster(loaded, actors, gpus, bfloat16, readers)
         check_custom_code(code)
         return embed_files(loaded, files, Path(out), embedder, not quiet)

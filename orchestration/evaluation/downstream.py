@@ -72,8 +72,7 @@ def evaluate_task(
         raise SepsceneError(f"task {task.name}: no sound can be read; the first: {uri}: {cause}")
     h_ND, targets_NK, seconds_N = (np.concatenate(columns) for columns in zip(*parts.values(), strict=True))
     sound_N = np.repeat(list(parts), [len(part_ND) for part_ND, *_ in parts.values()])
-    split_N = np.array([sound.split for sound in task.sounds], np.str_)[sound_N]
-    metrics = score_task(task, Rows(h_ND, targets_NK, split_N, sound_N, seconds_N), ScoringSettings())
+    metrics = score_task(task, Rows(h_ND, targets_NK, sound_N, seconds_N), ScoringSettings())
     return TaskResult(
         encoder=name, digest=digest, task=task.name, metrics=metrics, sounds=len(parts), left_out=left_out
     )

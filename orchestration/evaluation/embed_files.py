@@ -34,8 +34,8 @@ FILES_PER_PART = 256
 FILES_PER_CALL = 8
 """Files per actor call on a cluster: enough for a batch, few enough to distribute over the actors."""
 
-Embedder = Callable[[Encoder, list[str]], Iterable[FileEmbedding]]
-"""Embeds files, given by their URIs, with an encoder."""
+Embedder = Callable[[list[str]], Iterable[FileEmbedding]]
+"""Embeds files, given by their URIs."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ def embed_files(
     """Embed the files that OUT lacks and write their rows in parts, so that an interrupted call keeps them.
 
     Args:
-        encoder: from `models.load_encoder`.
+        encoder: that of the embedder.
         inputs: see `list_files`.
         out: see `EmbeddingOutput`.
-        embedder: `on_this_machine` or `on_cluster`.
+        embedder: `FileEncoder.embed`, or from `on_cluster`.
 
     Raises:
         SepsceneError: when a manifest or an existing output cannot be used. Faults of single files are reported, not
@@ -91,7 +91,7 @@ def embed_files(
     with Progress(*columns, console=Terminal(stderr=True), disable=not show_progress) as progress:
         task = progress.add_task("", total=len(uris), completed=already_done)
         try:
-            for file in embedder(encoder, todo):
+            for file in embedder(todo):
                 progress.advance(task)
                 if file.fault:
                     bad[file.uri] = file.fault
@@ -106,17 +106,7 @@ def embed_files(
     return EmbedReport(out, written, already_done, bad, skipped)
 
 
-def on_this_machine(device: str = "auto", bfloat16: bool = False, readers: int = 2) -> Embedder:
-    """An embedder that runs in this process, see `FileEncoder`.
-
-    Raises:
-        SepsceneError: when the device cannot be used.
-    """
-    usable = usable_device(device)
-    return lambda encoder, uris: FileEncoder(encoder, usable, bfloat16, readers).embed(uris)
-
-
-def on_cluster(actors: int, gpus_per_actor: float = 0.0, bfloat16: bool = False, readers: int = 2) -> Embedder:
+def on_cluster(encoder: Encoder, actors: int, gpus_per_actor: float, bfloat16: bool, readers: int) -> Embedder:
     """An embedder that distributes the files over actors on a Ray cluster; Ray must be connected.
 
     The encoder is sent through Ray's object store, so only this process needs access to it. The sound files must be
@@ -136,7 +126,7 @@ def on_cluster(actors: int, gpus_per_actor: float = 0.0, bfloat16: bool = False,
     check_placement([actor] * actors + [Demand("reader", DATA_TASK_CPUS, fields="--actors")], cluster_nodes())
     device = "cuda" if gpus_per_actor else "cpu"
 
-    def embed(encoder: Encoder, uris: list[str]) -> Iterator[FileEmbedding]:
+    def embed(uris: list[str]) -> Iterator[FileEmbedding]:
         if not uris:
             return
         configure_data(ordered=False)

@@ -30,14 +30,12 @@ class Rows:
     Attributes:
         h_ND: embeddings.
         targets_NK: which classes are heard.
-        split_N: the split of each row.
         sound_N: the sound of the task that each row is, or belongs to.
         seconds_N: time of a timestamp in its sound; 0 in scene tasks.
     """
 
     h_ND: Floats
     targets_NK: Bools
-    split_N: NDArray[np.str_]
     sound_N: NDArray[np.intp]
     seconds_N: Floats
 
@@ -64,7 +62,8 @@ def score_task(task: Task, rows: Rows, settings: ScoringSettings) -> dict[str, f
 def _test_parts(task: Task, rows: Rows) -> list[Bools]:
     """Which rows are tested, once per fold."""
     if task.folded:
-        return [rows.split_N == fold for fold in sorted(set(rows.split_N.tolist()))]
+        split_N = np.array([sound.split for sound in task.sounds])[rows.sound_N]
+        return [split_N == fold for fold in np.unique(split_N)]
     return [np.isin(rows.sound_N, task.tested)]
 
 

@@ -103,9 +103,7 @@ def test_metrics_over_folds_are_means_of_scikit_learns() -> None:
     sounds = tuple(Sound(f"{n}.wav", fold_N[n], (str(label_N[n]),)) for n in range(60))
     task = Task("synthetic", "scene", False, ("0", "1", "2"), sounds, folded=True)
     targets_NK = np.eye(3, dtype=bool)[label_N]
-    metrics = score_task(
-        task, Rows(h_ND, targets_NK, fold_N, np.arange(60), np.zeros(60)), ScoringSettings(neighbours=5)
-    )
+    metrics = score_task(task, Rows(h_ND, targets_NK, np.arange(60), np.zeros(60)), ScoringSettings(neighbours=5))
     unit_ND = h_ND / np.linalg.norm(h_ND, axis=1, keepdims=True)
     accuracies = []
     precisions = []
