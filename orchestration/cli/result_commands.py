@@ -101,16 +101,16 @@ def _evaluate_on_tasks(run: Path, tasks: list[str], out: Path, name: str | None,
             f"two tasks are called {twice[0]}, because their folders have the same name: evaluate them separately, "
             "each with its own --out"
         )
+    name = name or run.name
+    paths = [result_path(out, task.name, name, digest) for task in read]
     out.mkdir(parents=True, exist_ok=True)
     left_out: dict[str, str] = {}
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("")
-        for task in read:
+        for task, path in zip(read, paths, strict=True):
             progress.reset(bar, total=len(task.sounds), description=task.name)
-            result = evaluate_task(
-                encoder, name or run.name, digest, task, progress=lambda done: progress.update(bar, completed=done)
-            )
-            write_text_atomically(result_path(out, result), result.model_dump_json(indent=2) + "\n")
+            result = evaluate_task(encoder, name, digest, task, lambda done: progress.update(bar, completed=done))
+            write_text_atomically(path, result.model_dump_json(indent=2) + "\n")
             left_out |= result.left_out
     console.print(terminal_table(read_results(out)))
     for uri, cause in left_out.items():

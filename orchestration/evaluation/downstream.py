@@ -20,6 +20,9 @@ from sepscene.tasks.datasets.downstream import Sound, Task
 from sepscene.tasks.evaluation.downstream import Rows, score_task, targets_at
 from sepscene.tasks.evaluation.settings import ScoringSettings
 
+REMEDY = "delete it, and evaluate again"
+"""For a damaged result."""
+
 
 class TaskResult(Config):
     """The result of one encoder on one task.
@@ -100,9 +103,21 @@ def embed_sound(encoder: Encoder, sound: Sound, task: Task) -> tuple[np.ndarray,
     return h_1D, targets_1K, np.zeros(1)
 
 
-def result_path(folder: Path, result: TaskResult) -> Path:
-    """The file for the result of an encoder on a task, in `folder`."""
-    return folder / f"{_file_name(result.task)}--{_file_name(result.encoder)}.json"
+def result_path(folder: Path, task: str, encoder: str, digest: str) -> Path:
+    """The file for the result of an encoder on a task, in `folder`.
+
+    Raises:
+        SepsceneError: when it holds the result of another encoder or task.
+    """
+    path = folder / f"{_file_name(task)}--{_file_name(encoder)}.json"
+    if path.exists():
+        held = read_typed(path, TaskResult, REMEDY)
+        if (held.task, held.encoder, held.digest) != (task, encoder, digest):
+            raise SepsceneError(
+                f"{path} holds the result of another encoder (named {held.encoder}): give this one another --name, "
+                "choose another --out, or delete the file"
+            )
+    return path
 
 
 def read_results(folder: Path) -> list[TaskResult]:
@@ -112,7 +127,7 @@ def read_results(folder: Path) -> list[TaskResult]:
         SepsceneError: when a file is damaged, or the folder has no results.
     """
     files = sorted(folder.glob("*--*.json"))
-    results = [read_typed(file, TaskResult, "delete it, and evaluate again") for file in files]
+    results = [read_typed(file, TaskResult, REMEDY) for file in files]
     if not results:
         raise SepsceneError(f"{folder} has no results of tasks: create some with `sepscene evaluate ENCODER --task …`")
     return results

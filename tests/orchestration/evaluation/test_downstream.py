@@ -209,6 +209,19 @@ def test_tasks_with_the_same_name_are_refused(bundle: Path, tmp_path: Path) -> N
     assert "two tasks are called esc50-ESC-50" in str(done.exception)
 
 
+def test_the_result_of_another_encoder_of_the_same_name_is_kept(bundle: Path, tmp_path: Path) -> None:
+    """The encoders of two runs can have the same name, such as RUN/encoder."""
+    write_esc50(tmp_path / "esc")
+    held = TaskResult(encoder="mine", digest="0", task="esc50-esc", metrics={"linear_map": 1.0}, sounds=1, left_out={})
+    (tmp_path / "esc50-esc--mine.json").write_text(held.model_dump_json())
+    words = ["evaluate", str(bundle), "--task", f"esc50:{tmp_path / 'esc'}", "--out", str(tmp_path)]
+    refused = CliRunner().invoke(app, words).exception
+    assert isinstance(refused, SepsceneError) and "another encoder (named mine): give this one another --name" in str(
+        refused
+    )
+    assert read_results(tmp_path) == [held]
+
+
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [

@@ -146,7 +146,7 @@ def task_result(folder: Path) -> Path:
     result = TaskResult(
         encoder="e", digest="d", task="t", metrics={"map": 0.5}, sounds=3, left_out={"a.wav": "is missing"}
     )
-    path = result_path(folder, result)
+    path = result_path(folder, result.task, result.encoder, result.digest)
     path.write_text(result.model_dump_json())
     return path
 
