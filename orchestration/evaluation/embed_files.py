@@ -238,23 +238,27 @@ def _expand(text: str, left_out: LeftOut) -> Iterator[str]:
             left_out.merge(entry)
         yield from manifest.clips["uri"].to_pylist()
     elif text.lower().endswith((".csv", ".parquet")):
-        for uri in _manifest_uris(path):
-            found = local_path(uri)
-            yield uri if found is None else str(path.parent / found)
+        yield from _manifest_uris(text)
     elif not is_utf8(text):
         left_out.add(NOT_UTF8, as_utf8(text))
     else:
         yield text
 
 
-def _manifest_uris(path: Path) -> list[str]:
-    """The values of the column `uri` of a manifest."""
-    root = Root(str(path.parent))
-    name = path.name
-    if not path.exists():
-        raise SepsceneError(f"{path} cannot be read (no such file): check the path")
+def _manifest_uris(text: str) -> Iterator[str]:
+    """The files that the column `uri` of a manifest names, relative to its folder."""
+    local = local_path(text)
+    if local is not None and not os.path.exists(local):
+        raise SepsceneError(f"{text} cannot be read (no such file): check the path")
+    folder, name = os.path.split(text if local is None else local)
+    root = Root(folder or ".")
     cells = root.table(name, ["uri"])["uri"].cast(pa.string()).to_pylist()
-    uris = [str(cell).strip() for cell in cells]
-    if "" in uris:
-        raise SepsceneError(f"{path}: row {uris.index('') + first_row(name)} has no uri: fill it, or remove the row")
-    return uris
+    for row, cell in enumerate(cells, first_row(name)):
+        uri = cell.strip()
+        relative = local_path(uri)
+        if not uri:
+            raise SepsceneError(f"{text}: row {row} has no uri: fill it, or remove the row")
+        if relative is None:
+            yield uri
+        else:
+            yield str(Path(folder) / relative) if root.is_local else root.uri(relative)

@@ -15,6 +15,7 @@ import soundfile
 import torch
 
 from sepscene.augment.audio import AudioFormat, read_audio, read_blocks
+from sepscene.augment.locations import filesystem_of
 from sepscene.models.config import SepsceneError
 from sepscene.models.custom import CustomEncoder
 from sepscene.models.encoders.encoder import Encoder, EncoderConfig, save_encoder
@@ -217,6 +218,17 @@ def test_arguments_are_files_folders_manifests_and_stdin(sounds: list[str], tmp_
     assert list_files(["-"]) == [sounds[1], sounds[0], "s3://bucket/x.wav"]
 
 
+def test_a_manifest_can_be_in_a_bucket() -> None:
+    """Its message once named the current folder."""
+    filesystem, path = filesystem_of("mock://lists/a")
+    filesystem.create_dir(path)
+    with filesystem.open_output_stream(f"{path}/list.csv") as stream:
+        stream.write(b"uri\nb c.wav\nmock://other/d.wav\n")
+    assert list_files(["mock://lists/a/list.csv"]) == ["mock://lists/a/b%20c.wav", "mock://other/d.wav"]
+    with pytest.raises(SepsceneError, match=r"mock://lists/a/none\.csv"):
+        list_files(["mock://lists/a/none.csv"])
+
+
 def test_a_folder_gives_the_files_of_a_data_set_and_reports_what_it_leaves_out(bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sounds"
     tone = 0.3 * np.sin(np.arange(16_000) / 10)
@@ -275,6 +287,7 @@ def test_bad_manifests_are_named(tmp_path: Path) -> None:
         "blank.parquet": "row 2 has no uri",
         "blank.csv": "row 2 has no uri",
         "none.csv": "cannot be read",
+        "nowhere/list.csv": r"nowhere/list\.csv cannot be read \(no such file\)",
         "empty": "no sound file to embed",
     }.items():
         with pytest.raises(SepsceneError, match=message):
