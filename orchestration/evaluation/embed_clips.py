@@ -36,28 +36,25 @@ class EmbedClips:
         from sepscene.tasks.evaluation.embed_sounds import embed_sounds, logmel_of
         from sepscene.tasks.evaluation.shortcuts import clip_features
 
-        count = len(columns["uri"])
-        fault_N = np.array([""] * count, object)
-        sample_N = np.zeros(count, np.int64)
-        silent_N = np.zeros(count, bool)
+        fault_N = np.array([""] * len(columns["uri"]), object)
         waves: list[np.ndarray] = []
         for n, (uri, offset) in enumerate(zip(columns["uri"], columns["offset_seconds"], strict=True)):
             try:
                 waves.append(read_sound(str(uri), self.audio, float(offset)))
-                sample_N[n] = len(waves[-1])
-                silent_N[n] = not waves[-1].any()
             except ClipError as error:
                 fault_N[n] = error.cause
-        h: dict[str, np.ndarray] = {}
-        for name, encoder in self.encoders.items():
-            h[f"h:{name}"] = np.zeros((count, encoder.embedding_dim), np.float32)
-            if waves:
-                h[f"h:{name}"][fault_N == ""] = embed_sounds(encoder, waves, self.device)
-        encoder = next(iter(self.encoders.values()))  # the encoders of a run share their front-end
-        h["background"] = np.zeros((count, encoder.front_end.config.mel_bands))
-        h["level"] = np.zeros(count)
-        if waves:
-            features = clip_features([logmel_of(encoder, wave_T, self.device) for wave_T in waves])
-            h["background"][fault_N == ""] = features.background_NF
-            h["level"][fault_N == ""] = features.level_N
-        return {**h, "position": columns["position"], "fault": fault_N, "samples": sample_N, "silent": silent_N}
+        first = next(iter(self.encoders.values()))  # the encoders of a run share their front-end
+        features = clip_features([logmel_of(first, wave_T, self.device) for wave_T in waves])
+        shape_NF = (len(waves), first.front_end.config.mel_bands)
+        of_readable = {
+            "samples": np.array([len(wave_T) for wave_T in waves], np.int64),
+            "silent": np.array([not wave_T.any() for wave_T in waves], bool),
+            "background": features.background_NF.reshape(shape_NF).astype(np.float64),
+            "level": features.level_N,
+            **{f"h:{name}": embed_sounds(encoder, waves, self.device) for name, encoder in self.encoders.items()},
+        }
+        found = {"position": columns["position"], "fault": fault_N}
+        for name, values in of_readable.items():
+            found[name] = np.zeros((len(fault_N), *values.shape[1:]), values.dtype)
+            found[name][fault_N == ""] = values
+        return found

@@ -75,9 +75,7 @@ def score_encoder(
             ClassResult(
                 name=row.name,
                 positives=row.positives,
-                shallow_ap=row.metrics.get("shallow_map"),
-                linear_ap=row.metrics.get("linear_map"),
-                qbe_ap=row.metrics.get("qbe_map"),
+                **{f"{probe}_ap": row.metrics.get(f"{probe}_map") for probe in ("shallow", "linear", "qbe")},
             )
             for row in scores.per_class
         ),

@@ -8,6 +8,7 @@ means over the folds. Accuracy, F1 and average precision are scikit-learn's.
 Legend: N sounds or timestamps, D embedding, K classes, P probes of a kind.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,36 +56,32 @@ def score_task(task: Task, rows: Rows, settings: ScoringSettings) -> dict[str, f
     Raises:
         EvaluationError: a test split has no positive example of any class.
     """
-    parts = [_score_part(task, rows, test_N, settings) for test_N in _test_parts(task, rows)]
+    if task.folded:
+        split_N = np.array([sound.split for sound in task.sounds])[rows.sound_N]
+        tested = [split_N == fold for fold in np.unique(split_N)]
+    else:
+        tested = [np.isin(rows.sound_N, task.tested)]
+    parts = [_score_part(task, rows, test_N, settings) for test_N in tested]
     return {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
 
 
-def _test_parts(task: Task, rows: Rows) -> list[Bools]:
-    """Which rows are tested, once per fold."""
-    if task.folded:
-        split_N = np.array([sound.split for sound in task.sounds])[rows.sound_N]
-        return [split_N == fold for fold in np.unique(split_N)]
-    return [np.isin(rows.sound_N, task.tested)]
-
-
 def _score_part(task: Task, rows: Rows, test_N: Bools, settings: ScoringSettings) -> dict[str, float]:
+    """The metrics on some rows, with probes that are trained on the others."""
     target_NK = rows.targets_NK[test_N]
     if not target_NK.any():
         raise EvaluationError(f"task {task.name}: a test split has no labelled sound; check its splits and labels")
     scores, _ = probe_scores(rows.h_ND[~test_N], rows.targets_NK[~test_N], rows.h_ND[test_N], target_NK, settings)
-    metrics: dict[str, float] = {}
-    for name, scores_PNK in scores.items():
-        precisions = [mean_average_precision(scores_NK, target_NK).value for scores_NK in scores_PNK]
-        metrics[f"{name}_map"] = float(np.mean(precisions))
-        if not task.multilabel:
-            true_N = target_NK.argmax(axis=1)
-            accuracies = [accuracy_score(true_N, scores_NK.argmax(axis=1)) for scores_NK in scores_PNK]
-            metrics[f"{name}_accuracy"] = float(np.mean(accuracies))
-        if task.kind == "event" and name == "shallow":
-            segment_N = rows.sound_N[test_N] * 10**6 + (rows.seconds_N[test_N] // SEGMENT_SECONDS).astype(np.intp)
-            found = [segment_f1(target_NK, scores_NK > 0, segment_N) for scores_NK in scores_PNK]
-            metrics["shallow_segment_f1"] = float(np.mean(found))
-    return metrics
+    true_N = target_NK.argmax(axis=1)
+    segment_N = rows.sound_N[test_N] * 10**6 + (rows.seconds_N[test_N] // SEGMENT_SECONDS).astype(np.intp)
+    found: dict[str, list[float]] = defaultdict(list)
+    for probe, scores_PNK in scores.items():
+        for scores_NK in scores_PNK:
+            found[f"{probe}_map"].append(mean_average_precision(scores_NK, target_NK).value)
+            if not task.multilabel:
+                found[f"{probe}_accuracy"].append(accuracy_score(true_N, scores_NK.argmax(axis=1)))
+            if task.kind == "event" and probe == "shallow":
+                found["shallow_segment_f1"].append(segment_f1(target_NK, scores_NK > 0, segment_N))
+    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def segment_f1(targets_NK: Bools, predicted_NK: Bools, segment_N: NDArray[np.intp]) -> float:

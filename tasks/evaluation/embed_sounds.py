@@ -17,7 +17,7 @@ def embed_sounds(encoder: Encoder, waves: Sequence[np.ndarray], device: str) -> 
 
     Args:
         encoder: on `device`.
-        waves: float32 (T,), of any length; at least one.
+        waves: float32 (T,), of any length.
         device: e.g. "cpu" or "cuda".
     """
     clips_of_length: dict[int, list[int]] = defaultdict(list)

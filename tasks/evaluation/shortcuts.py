@@ -43,7 +43,7 @@ class ClipFeatures:
 def clip_features(logmels: Sequence[Floats] | Floats) -> ClipFeatures:
     """The features of clips from their log-mels, (L, F) each; lengths may differ."""
     background = [np.percentile(logmel_LF.astype(np.float32), QUIET_PERCENTILE, axis=0) for logmel_LF in logmels]
-    return ClipFeatures(np.stack(background), np.array([logmel_LF.mean(dtype=np.float64) for logmel_LF in logmels]))
+    return ClipFeatures(np.array(background), np.array([logmel_LF.mean(dtype=np.float64) for logmel_LF in logmels]))
 
 
 @dataclass(frozen=True)
