@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from sepscene.models.config import SepsceneError
 from sepscene.models.files import BAD_ZIP, write_atomically
 from sepscene.models.spelling import unknown
-from sepscene.orchestration.records.results import RunResults
+from sepscene.orchestration.records.results import EncoderResult, RunResults
 from sepscene.orchestration.records.run_folder import RunFolder
 from sepscene.tasks.evaluation.scores import Predictions, Scores, measure
 from sepscene.tasks.evaluation.settings import ScoringSettings
@@ -192,8 +192,9 @@ def compare_seeds(runs_a: Sequence[Path], runs_b: Sequence[Path]) -> Comparison:
         raise SepsceneError(
             f"A and B share no seed: A has {sorted(by_seed_a)}, B has {sorted(by_seed_b)}; run both with the same seeds"
         )
-    pairs = [(by_seed_a[seed], by_seed_b[seed]) for seed in seeds]
-    for a, b in pairs:  # test clips can differ between seeds, as those of synthetic scenes do
+    results_a, encoders_a = zip(*(by_seed_a[seed] for seed in seeds), strict=True)
+    results_b, encoders_b = zip(*(by_seed_b[seed] for seed in seeds), strict=True)
+    for a, b in zip(results_a, results_b, strict=True):  # test clips can differ between seeds, e.g. those of scenes
         if a.data.get(TEST_CLIPS) != b.data.get(TEST_CLIPS):
             raise SepsceneError(
                 f"the runs of seed {a.seed} ({a.run_id} and {b.run_id}) were evaluated on different test clips: "
@@ -203,25 +204,22 @@ def compare_seeds(runs_a: Sequence[Path], runs_b: Sequence[Path]) -> Comparison:
     left_out = sorted(by_seed_a.keys() ^ by_seed_b.keys())
     if left_out:
         notes.append(f"left out, seeds of one side only: {left_out}")
-    metrics_a = [a.encoders[0].metrics for a, _ in pairs]
-    metrics_b = [b.encoders[0].metrics for _, b in pairs]
-    all_runs = metrics_a + metrics_b
-    names = [name for name in metrics_a[0] if all(name in found for found in all_runs)]
-    lacking = sorted(set().union(*all_runs) - set(names))
+    all_metrics = [encoder.metrics for encoder in encoders_a + encoders_b]
+    names = [name for name in all_metrics[0] if all(name in metrics for metrics in all_metrics)]
+    lacking = sorted(set().union(*all_metrics) - set(names))
     if lacking:
         notes.append(f"left out, metrics that some runs lack: {', '.join(lacking)}")
     if len(seeds) == 1:
         notes.append("one seed: no interval and no p value; run more seeds, or compare over clips")
-    metrics = []
+    compared = []
     for name in names:
-        values_a = [found[name].value for found in metrics_a]
-        values_b = [found[name].value for found in metrics_b]
+        values_a = [encoder.metrics[name].value for encoder in encoders_a]
+        values_b = [encoder.metrics[name].value for encoder in encoders_b]
         test = paired_t(values_a, values_b)
-        metrics.append(MetricComparison(name, t_interval(values_a), t_interval(values_b), test))
-    first_a, first_b = pairs[0]
-    label_a = f"{first_a.experiment}/{first_a.encoders[0].name}"
-    label_b = f"{first_b.experiment}/{first_b.encoders[0].name}"
-    return Comparison(label_a, label_b, len(seeds), tuple(metrics), (), tuple(notes))
+        compared.append(MetricComparison(name, t_interval(values_a), t_interval(values_b), test))
+    label_a = f"{results_a[0].experiment}/{encoders_a[0].name}"
+    label_b = f"{results_b[0].experiment}/{encoders_b[0].name}"
+    return Comparison(label_a, label_b, len(seeds), tuple(compared), (), tuple(notes))
 
 
 def render(comparison: Comparison, classes: int = 5) -> str:
@@ -265,34 +263,36 @@ def _cell(interval: Interval, signed: bool = False) -> str:
     return f"{interval.value:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
 
 
-def _results(run: Path) -> RunResults:
-    """The results of a run with at least one evaluated encoder."""
+def _results(run: Path, encoder: str | None = None) -> tuple[RunResults, EncoderResult]:
+    """The results of a run, and of one of its encoders, with metrics; None: the encoder that the run trained."""
     results = RunResults.load(run)
-    if not results.encoders:
+    names = [found.name for found in results.encoders]
+    if not names:
         raise SepsceneError(f"{run} has no evaluated encoder: evaluate it first with `sepscene evaluate`")
-    return results
+    if encoder is not None and encoder not in names:
+        raise SepsceneError(f"{run}: {unknown(encoder, names, 'encoder')}")
+    chosen = results.encoders[names.index(encoder or names[0])]
+    if not chosen.metrics:
+        raise SepsceneError(f"{run}: the encoder {chosen.name} has no metrics ({chosen.description})")
+    return results, chosen
 
 
-def _by_seed(runs: Sequence[Path]) -> dict[int, RunResults]:
-    found: dict[int, RunResults] = {}
+def _by_seed(runs: Sequence[Path]) -> dict[int, tuple[RunResults, EncoderResult]]:
+    found: dict[int, tuple[RunResults, EncoderResult]] = {}
     for run in runs:
-        results = _results(run)
+        results, encoder = _results(run)
         if results.seed in found:
             raise SepsceneError(
                 f"{run} has the same seed ({results.seed}) as another run of its side: give each seed once"
             )
-        found[results.seed] = results
+        found[results.seed] = (results, encoder)
     return found
 
 
-def _predictions(run_dir: Path, encoder: str | None) -> tuple[str, Predictions]:
-    results = _results(run_dir)
-    names = [found.name for found in results.encoders]
-    if encoder is not None and encoder not in names:
-        raise SepsceneError(f"{run_dir}: {unknown(encoder, names, 'encoder')}")
-    chosen = encoder or names[0]
-    label = f"{run_dir.name}/{chosen} ({results.experiment}, {results.scale}, seed {results.seed})"
-    return label, load_predictions(RunFolder(run_dir).predictions(chosen))
+def _predictions(run: Path, encoder: str | None) -> tuple[str, Predictions]:
+    results, chosen = _results(run, encoder)
+    label = f"{run.name}/{chosen.name} ({results.experiment}, {results.scale}, seed {results.seed})"
+    return label, load_predictions(RunFolder(run).predictions(chosen.name))
 
 
 def _paired(

@@ -209,6 +209,17 @@ def test_metrics_that_a_run_lacks_are_left_out_and_named(tmp_path: Path) -> None
         assert comparison.notes == ("left out, metrics that some runs lack: d_prime, qbe_map",)
 
 
+def test_an_encoder_that_could_not_be_evaluated_is_refused_with_the_reason(tmp_path: Path) -> None:
+    """It has no metrics; the message once was to evaluate it first, and a comparison over seeds was empty."""
+    a = a_run(tmp_path / "a", measure(predictions(1.0)))
+    reason = "not evaluated, 0 of 2 test clips have a label"
+    b = a_run(tmp_path / "b", measure(predictions(1.0)))
+    changed(b, encoders=(EncoderResult(name="mix-chan", description=reason, metrics={}),))
+    for compared in (lambda: compare_runs(a, b), lambda: compare_seeds([b], [a])):
+        with pytest.raises(SepsceneError, match=rf"b: the encoder mix-chan has no metrics \({reason}\)"):
+            compared()
+
+
 def test_seeds_on_different_test_clips_are_not_compared(tmp_path: Path) -> None:
     one = measure(predictions(1.0))
     fewer = measure(predictions(1.0).rows(np.arange(60)))
