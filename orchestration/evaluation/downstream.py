@@ -5,7 +5,7 @@ The forward passes run in this process, without a cluster; only an encoder bundl
 Shapes: T samples, N sounds or timestamps, D embedding, K classes.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -136,8 +136,7 @@ def read_results(folder: Path) -> list[TaskResult]:
 def headline(task: Iterable[TaskResult]) -> tuple[str, ...]:
     """The metrics of a task that tables show: those that all of its results have, accuracy before mAP."""
     shared = set.intersection(*(set(result.metrics) for result in task))
-    order: Sequence[str] = ("accuracy", "segment_f1", "map")
-    return tuple(sorted(shared, key=lambda name: (next(n for n, end in enumerate(order) if name.endswith(end)), name)))
+    return tuple(name for end in ("accuracy", "segment_f1", "map") for name in sorted(shared) if name.endswith(end))
 
 
 def _file_name(name: str) -> str:

@@ -248,6 +248,12 @@ def test_tables_escape_names_and_leave_missing_cells_empty() -> None:
     assert r"t\% & linear\_map & \textbf{0.500} & -- \\" in latex_table(results)
 
 
+def test_a_metric_of_another_version_is_not_shown() -> None:
+    metrics = {"linear_map": 0.5, "linear_accuracy": 0.25, "linear_onset": 1.0}
+    result = TaskResult(encoder="a", digest="", task="t", metrics=metrics, sounds=1, left_out={})
+    assert csv_table([result]).splitlines()[1:] == ["t,linear_accuracy,0.250", "t,linear_map,0.500"]
+
+
 def test_the_best_values_of_a_row_are_bold_in_latex_also_with_ties() -> None:
     reached = {"a^1": 0.41238, "b~2": 0.41191, r"c\3": 0.2}
     results = [
