@@ -5,7 +5,7 @@ Shapes: N clips, D embedding.
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +34,10 @@ class Embeddings:
     """Representations h of the clips of a manifest that could be read."""
 
     h_ND: np.ndarray
-    position_N: np.ndarray
-    """Index in the manifest of the clip of each row."""
+    manifest: Manifest
+    """Only these clips."""
     features: ClipFeatures
-    """Background and level of these clips."""
+    """Their background and level."""
 
 
 def embed_manifests(
@@ -81,11 +81,8 @@ def embed_manifests(
     for n in np.flatnonzero(fault_N != ""):
         logger.warning("%s is left out of the evaluation: %s", clips["uri"][n], fault_N[n])
     _warn_about_clips(columns, experiment.audio)
-    ends = np.cumsum([len(manifest.clips) for manifest in manifests])
-    return tuple(
-        _readable(columns, bundles, slice(end - len(manifest.clips), end))
-        for manifest, end in zip(manifests, ends, strict=True)
-    )
+    ends = np.cumsum([len(manifest) for manifest in manifests])
+    return tuple(_readable(columns, bundles, *part) for part in zip(manifests, ends, strict=True))
 
 
 def _by_position(
@@ -116,8 +113,12 @@ def _warn_about_clips(columns: Mapping[str, np.ndarray], audio: AudioFormat) -> 
         logger.warning(text, short, int(read_N.sum()), audio.clip_seconds)
 
 
-def _readable(columns: Mapping[str, np.ndarray], names: Iterable[str], part: slice) -> dict[str, Embeddings]:
-    """The embeddings of the readable clips of one manifest, by the name of the encoder."""
-    readable_N = np.flatnonzero(columns["fault"][part] == "")
-    features = ClipFeatures(columns["background"][part][readable_N], columns["level"][part][readable_N])
-    return {name: Embeddings(columns[f"h:{name}"][part][readable_N], readable_N, features) for name in names}
+def _readable(
+    columns: Mapping[str, np.ndarray], names: Iterable[str], manifest: Manifest, end: int
+) -> dict[str, Embeddings]:
+    """The embeddings of the readable clips of a manifest, whose rows end at `end`, by the name of the encoder."""
+    start = end - len(manifest)
+    rows_N = start + np.flatnonzero(columns["fault"][start:end] == "")
+    readable = replace(manifest, clips=manifest.clips.take(rows_N - start))
+    features = ClipFeatures(columns["background"][rows_N], columns["level"][rows_N])
+    return {name: Embeddings(columns[f"h:{name}"][rows_N], readable, features) for name in names}

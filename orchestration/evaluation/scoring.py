@@ -39,32 +39,26 @@ LEAK = (
 
 
 def score_encoder(
-    name: str,
-    train_h: Embeddings,
-    test_h: Embeddings,
-    train: Manifest,
-    test: Manifest,
-    experiment: Experiment,
-    run_dir: Path,
+    name: str, train: Embeddings, test: Embeddings, experiment: Experiment, run_dir: Path
 ) -> EncoderResult:
     """All metrics of one encoder; saves its predictions in RUN/evaluation/<name>.npz for comparisons.
 
     If the experiment evaluates by folds, training and test clips are the same, and the probes are cross-validated over
     their splits. If the labels allow no evaluation, the result has no metrics, and its description gives the reason.
     """
-    ids = np.array(test.clips["clip_id"].to_pylist())[test_h.position_N].tolist()
+    clips = test.manifest.clips
+    ids = clips["clip_id"].to_pylist()
     settings = experiment.evaluation.scoring
-    test_targets = test.targets()[test_h.position_N]
+    tested = (test.h_ND, test.manifest.targets())
     try:
         if experiment.data.by_folds:
-            folds = np.array(test.clips["split"].to_pylist())[test_h.position_N].tolist()
-            scores = cross_validate(test_h.h_ND, test_targets, folds, test.classes, settings, ids)
+            scores = cross_validate(*tested, clips["split"].to_pylist(), test.manifest.classes, settings, ids)
         else:
-            trained = train_h.h_ND, train.targets()[train_h.position_N]
-            scores = score_embeddings(*trained, test_h.h_ND, test_targets, test.classes, settings, ids)
+            trained = (train.h_ND, train.manifest.targets())
+            scores = score_embeddings(*trained, *tested, test.manifest.classes, settings, ids)
     except NothingToEvaluate as error:
         logger.warning("%s is not evaluated: %s", name, error)
-        return EncoderResult(name=name, description=f"not evaluated, {error}", metrics={}, map_2d=_map_2d(test_h, test))
+        return EncoderResult(name=name, description=f"not evaluated, {error}", metrics={}, map_2d=_map_2d(test))
     notes = [LEAK, *scores.notes] if experiment.data.by_folds else scores.notes
     save_predictions(scores, RunFolder(run_dir).predictions(name))
     return EncoderResult(
@@ -79,19 +73,19 @@ def score_encoder(
             )
             for row in scores.per_class
         ),
-        map_2d=_map_2d(test_h, test),
+        map_2d=_map_2d(test),
         replicates=tuple(np.round(scores.replicates["shallow_map"], 5).tolist()),
-        diagnostics=_diagnostics(train_h, test_h, experiment.data.by_folds),
+        diagnostics=_diagnostics(train, test, experiment.data.by_folds),
     )
 
 
-def _diagnostics(train_h: Embeddings, test_h: Embeddings, by_folds: bool) -> dict[str, float]:
+def _diagnostics(train: Embeddings, test: Embeddings, by_folds: bool) -> dict[str, float]:
     """How much of h background and level explain. With folds, half of the clips explain the other half."""
-    train = slice(0, None, 2) if by_folds else slice(None)
-    test = slice(1, None, 2) if by_folds else slice(None)
-    if len(train_h.h_ND[train]) < MIN_CLIPS:
+    some = slice(0, None, 2) if by_folds else slice(None)
+    others = slice(1, None, 2) if by_folds else slice(None)
+    if len(train.h_ND[some]) < MIN_CLIPS:
         return {}
-    found = find_shortcuts(train_h.features.of(train), train_h.h_ND[train], test_h.features.of(test), test_h.h_ND[test])
+    found = find_shortcuts(train.features.of(some), train.h_ND[some], test.features.of(others), test.h_ND[others])
     return {name: round(value, 4) for name, value in asdict(found).items()}
 
 
@@ -124,11 +118,7 @@ def _mean_metric(values_N: np.ndarray) -> Metric | None:
     return metric_of(bootstrap_interval(float(values_N.mean()), values_N @ weights_NR / len(values_N), len(values_N)))
 
 
-def _map_2d(embedded: Embeddings, test: Manifest) -> tuple[tuple[float, float, str], ...]:
-    labels = test.clips["labels"].to_pylist()
-    some = slice(0, _MAP_CLIPS)
-    points = embedding_map(embedded.h_ND[some])
-    return tuple(
-        (float(x), float(y), (labels[position] or [""])[0])
-        for (x, y), position in zip(points, embedded.position_N[some], strict=True)
-    )
+def _map_2d(test: Embeddings) -> tuple[tuple[float, float, str], ...]:
+    points = embedding_map(test.h_ND[:_MAP_CLIPS])
+    labels = test.manifest.clips["labels"].slice(0, _MAP_CLIPS).to_pylist()
+    return tuple((float(x), float(y), (some or [""])[0]) for (x, y), some in zip(points, labels, strict=True))

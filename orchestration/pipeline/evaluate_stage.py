@@ -67,14 +67,14 @@ def evaluate_run(run: Run, bundles: Mapping[str, Path], ladder: dict[str, str]) 
         encoders = []
         for name in bundles:
             h = [part[name] for part in embedded]
-            encoders.append(score_encoder(name, h[0], h[-1], train, test, experiment, run.folder))
+            encoders.append(score_encoder(name, h[0], h[-1], experiment, run.folder))
             run.advance(clips + len(encoders))
         processors = ray.get(scores) if scores else []
         run.advance(clips + len(encoders) + len(ladder))
         if ladder:
             evaluated = encoders[0].name if encoders[0].metrics else None
             listening_page(run.folder, test, experiment.audio, ladder, processors, evaluated, has_report=True)
-    unread = [len(part) - len(h[encoders[0].name].position_N) for part, h in zip(parts, embedded, strict=True)]
+    unread = [len(part) - len(h[encoders[0].name].manifest) for part, h in zip(parts, embedded, strict=True)]
     results = _collect_results(run, encoders, processors, sum(unread))
     results.save(run.folder)
     metrics = {f"{e.name}/{name}": metric.value for e in encoders for name, metric in e.metrics.items()}

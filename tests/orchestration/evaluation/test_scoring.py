@@ -1,6 +1,7 @@
 """The scores of an encoder: on a test split, or cross-validated over the folds of the training clips."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,10 @@ def clips(folds: int, each: int) -> Manifest:
     )
 
 
+def taken(manifest: Manifest, rows: np.ndarray) -> Manifest:
+    return replace(manifest, clips=manifest.clips.take(rows))
+
+
 def test_no_probe_sees_the_labels_of_its_test_fold(tmp_path: Path) -> None:
     """Labels are inverted between the two folds: only a probe that saw its test fold would score well."""
     from sepscene.orchestration.evaluation.embed_manifest import Embeddings
@@ -44,8 +49,8 @@ def test_no_probe_sees_the_labels_of_its_test_fold(tmp_path: Path) -> None:
     label = manifest.targets()[:, 0] * 2.0 - 1
     h = np.random.default_rng(0).normal(0, 0.1, (80, 4)).astype(np.float32)
     h[:, 0] += label * sign
-    embedded = Embeddings(h, np.arange(80), ClipFeatures(h[:, :3], h[:, 3]))
-    result = score_encoder("mix-chan", embedded, embedded, manifest, manifest, by_folds(), tmp_path)
+    embedded = Embeddings(h, manifest, ClipFeatures(h[:, :3], h[:, 3]))
+    result = score_encoder("mix-chan", embedded, embedded, by_folds(), tmp_path)
     assert result.metrics["linear_map"].value < 0.4
     assert result.metrics["accuracy"].value < 0.1
     assert result.description.startswith(LEAK)
@@ -138,10 +143,10 @@ def test_public_data_is_evaluated(
         readable = np.arange(1, len(part))  # the first clip could not be read
         h = part.targets()[readable] @ directions + 0.5 * draw.standard_normal((len(readable), 8))
         background = draw.standard_normal((len(readable), 6))
-        return Embeddings(h.astype(np.float32), readable, ClipFeatures(background, h[:, 0]))
+        return Embeddings(h.astype(np.float32), taken(part, readable), ClipFeatures(background, h[:, 0]))
 
     h = [embedded(train)] * 2 if test is train else [embedded(train), embedded(test)]
-    result = score_encoder("mix-mix", *h, train, test, experiment, tmp_path)
+    result = score_encoder("mix-mix", *h, experiment, tmp_path)
     targets = test.targets()[1:]
     predictions = load_predictions(RunFolder(tmp_path).predictions("mix-mix"))
     assert predictions.clip_ids.tolist() == test.clips["clip_id"].to_pylist()[1:]
@@ -183,14 +188,16 @@ def test_clips_without_a_label_do_not_count_as_negatives(tmp_path: Path) -> None
     train = manifest.select("train")
     test = manifest.select("test")
     embedded = [
-        Embeddings(h[rows], np.arange(rows.sum()), ClipFeatures(h[rows][:, :3], h[rows][:, 3]))
-        for rows in (in_train, ~in_train)
+        Embeddings(h[rows], part, ClipFeatures(h[rows][:, :3], h[rows][:, 3]))
+        for rows, part in ((in_train, train), (~in_train, test))
     ]
-    result = score_encoder("mix-chan", *embedded, train, test, experiment, tmp_path)
+    result = score_encoder("mix-chan", *embedded, experiment, tmp_path)
     for name in ("shallow_map", "linear_map", "knn_map", "qbe_map"):
         assert result.metrics[name].value == pytest.approx(1.0, abs=1e-12), name
     assert "left out, without a label: 40 of 60 test clips" in result.description
 
-    unlabelled = Embeddings(h[:2], np.array([20, 21]), np.zeros((2, 3)))  # only unlabelled clips could be read
-    result = score_encoder("mix-chan", embedded[0], unlabelled, train, test, experiment, tmp_path)
+    unlabelled = Embeddings(
+        h[:2], taken(test, np.array([20, 21])), np.zeros((2, 3))
+    )  # only unlabelled clips could be read
+    result = score_encoder("mix-chan", embedded[0], unlabelled, experiment, tmp_path)
     assert result.metrics == {} and "not evaluated, 0 of 2 test clips have a label" in result.description
