@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def pretrain(
     experiment: Experiment | str,
     *,
-    scale: str = "tiny",
+    scale: str | None = None,
     changes: Mapping[str, Any] | None = None,
     clips: "Iterable[Clip | Mapping[str, Any]] | None" = None,
     storage: Path | str = "runs",
@@ -53,7 +53,7 @@ def pretrain(
 
     Args:
         experiment: a name (`sepscene show` lists them), the path of a YAML file, or an `Experiment`.
-        scale: "tiny", "small" or "paper", for a name; "mini" is also possible for the demo.
+        scale: "tiny", "small" or "paper", for a name; "mini" is also possible for the demo. None: "tiny".
         changes: dotted fields with new values.
         clips: the data set; each clip as for `sepscene.write_clips`. The list is saved in STORAGE/clips, the audio
             files are not copied. None: the experiment's own data.
@@ -144,7 +144,7 @@ def sweep(
     experiment: str,
     over: Mapping[str, Any],
     *,
-    scale: str = "tiny",
+    scale: str | None = None,
     changes: Mapping[str, Any] | None = None,
     seeds: int = 1,
     search: Literal["grid", "random", "optuna"] = "grid",
@@ -169,7 +169,7 @@ def sweep(
     Args:
         experiment: a name (`sepscene show` lists them) or the path of an experiment's YAML file.
         over: field -> list of values, or a range such as "loguniform(0.05,0.5)".
-        scale: "tiny", "small" or "paper", for a name.
+        scale: "tiny", "small" or "paper", for a name. None: "tiny".
         changes, storage, address, dashboard, quiet, verbose: as for `pretrain`.
         seeds: number of runs per setting.
         search: "grid", "random" or "optuna".

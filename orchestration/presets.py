@@ -26,7 +26,7 @@ from sepscene.models.spelling import unknown
 from sepscene.orchestration.config import Data, Evaluation, Experiment, Resources, Store, Training, load_experiment
 from sepscene.orchestration.objective_config import Objective
 from sepscene.orchestration.separator_config import Ladder, Separator
-from sepscene.orchestration.yaml_files import parse_yaml
+from sepscene.orchestration.yaml_files import is_yaml, parse_yaml
 from sepscene.tasks.evaluation.settings import ScoringSettings
 
 Scale = Literal["mini", "tiny", "small", "paper"]
@@ -319,18 +319,30 @@ def named_experiment(name: str, scale: Scale) -> Experiment:
     return EXPERIMENTS[name](scale)
 
 
-def resolve(name: str, scale: str, changes: list[str] | None) -> Experiment:
+def resolve(name: str, scale: str | None, changes: list[str] | None, default: str = "tiny") -> Experiment:
     """The experiment with a name or from a YAML file, with the changes of the command line.
 
+    Args:
+        name: of the experiment, or the path of its YAML file.
+        scale: of a named experiment; None: `default`. A file has a scale of its own.
+        changes: each as FIELD=VALUE.
+        default: the scale if none is given.
+
     Raises:
-        SepsceneError: for an unknown name, scale or field, an invalid value, or a short form without effect.
+        SepsceneError: for an unknown name, scale or field, an invalid value, a short form without effect, or a scale
+            that is not the file's.
     """
-    if name.endswith((".yaml", ".yml")):
+    if is_yaml(name):
         experiment = load_experiment(Path(name))
-    elif scale not in SCALES:
-        raise SepsceneError(f"--scale: {unknown(scale, SCALES, 'scale')}")
+        if scale not in (None, experiment.scale):
+            raise SepsceneError(
+                f"--scale {scale}: {name} has the scale {experiment.scale}, which an option cannot change. Remove the "
+                f"option, or create a file of the other scale: sepscene show NAME --scale {scale} > FILE"
+            )
+    elif (scale or default) not in SCALES:
+        raise SepsceneError(f"--scale: {unknown(scale or default, SCALES, 'scale')}")
     else:
-        experiment = named_experiment(name, scale)  # type: ignore[arg-type]
+        experiment = named_experiment(name, scale or default)  # type: ignore[arg-type]
     return with_changes(experiment, parse_changes(changes))
 
 

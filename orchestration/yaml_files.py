@@ -15,6 +15,11 @@ MAX_BYTES = 2**20  # an experiment has a few kilobytes; a larger file is not one
 SECRET_KEYS = ("password", "token", "secret", "access_key", "sig", "signature", "credential")
 
 
+def is_yaml(name: str) -> bool:
+    """Whether an experiment or a sweep is given as a YAML file instead of by name."""
+    return name.endswith((".yaml", ".yml"))
+
+
 class _PlainLoader(yaml.SafeLoader):
     """Loads plain values only, and no aliases: a few hundred bytes of them can expand beyond the memory."""
 

@@ -28,6 +28,13 @@ from sepscene.models.trust import PROGRAMS
 from sepscene.models.weights import load_weights
 
 Kind = Literal["tensorflow", "conv_tasnet", "torchscript", "exported"]
+HINTS: dict[Kind, set[str]] = {
+    "tensorflow": {"blocks", "window_samples", "hop_samples", "consistency"},
+    "conv_tasnet": {"blocks", "mask_activation"},
+    "torchscript": set(),
+    "exported": set(),
+}
+"""The hints that are used for each kind."""
 MAX_SAMPLE_RATE = 1_000_000
 """Hz, as in the configurations of separators."""
 
@@ -49,14 +56,19 @@ def import_separator(
 
     Raises:
         CheckpointError: the file is damaged or of an unknown kind, a variable is unknown or missing (the message names
-            it), a program isn't trusted or doesn't map (B, T) to (B, S, T), a hint is needed, or the sample rate is not
-            possible.
+            it), a program isn't trusted or doesn't map (B, T) to (B, S, T), a hint is needed or has no effect, or the
+            sample rate is not possible.
     """
     if not 0 < sample_rate <= MAX_SAMPLE_RATE:
         raise CheckpointError(f"the sample rate {sample_rate} must be between 1 and {MAX_SAMPLE_RATE} Hz")
     source = Path(source)
     hints = hints or ImportHints()
     kind = detect_kind(source)
+    unused = hints.model_dump(exclude_none=True).keys() - HINTS[kind]
+    if unused:
+        raise CheckpointError(
+            f"{source} is of kind {kind}, for which {', '.join(sorted(unused))} has no effect: omit it"
+        )
     separator: nn.Module
     assumed: list[str] = []
     if kind == "tensorflow":

@@ -90,11 +90,14 @@ Resume = Annotated[
         "--resume", help="Continue the run with this id, or the newest one of this experiment, from where it stopped."
     ),
 ]
+SCALES_HELP = (
+    "`mini` (one CPU core; for `demo` and `reproduce`), `tiny` (two CPU cores), `small` (one GPU) or `paper` "
+    "(a cluster)"
+)
 Scale = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="Scale of a named experiment: `mini` (one CPU core; for `demo` and `reproduce`), `tiny` (two CPU cores), "
-        "`small` (one GPU) or `paper` (a cluster)."
+        help=f"Scale of a named experiment: {SCALES_HELP}. Default: `tiny`. A YAML file has a scale of its own."
     ),
 ]
 Changes = Annotated[

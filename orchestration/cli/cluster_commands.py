@@ -29,7 +29,7 @@ def check(
         typer.Argument(help="The description, e.g. `clusters/aws.yaml`, `clusters/rayjob.yaml` or `mine.pools.yaml`."),
     ],
     experiment: Annotated[str, typer.Option(help="A name (`sepscene show` lists them) or a YAML file.")],
-    scale: Scale = "paper",
+    scale: Scale = None,
     change: Changes = None,
 ) -> None:
     """Check whether an experiment fits a cluster.
@@ -41,7 +41,7 @@ def check(
     from sepscene.orchestration.presets import resolve
     from sepscene.orchestration.runtime.cluster_check import check_cluster
 
-    resolved = resolve(experiment, scale, change)
+    resolved = resolve(experiment, scale, change, "paper")
     found = check_cluster(file, resolved)
     console.print(Text("fits", "green"), f"{resolved.name} ({resolved.scale}) on {file}", highlight=False)
     for line in found.lines():

@@ -133,7 +133,7 @@ def store_gc(
 
 def prefill(
     experiment: ExperimentName,
-    scale: Scale = "tiny",
+    scale: Scale = None,
     storage: Storage = Path("runs"),
     run_id: Annotated[str | None, typer.Option(help="Use the data and the separators of this run.")] = None,
     change: Changes = None,
@@ -178,7 +178,7 @@ def prefill(
 
 def plan(
     experiment: ExperimentName,
-    scale: Scale = "tiny",
+    scale: Scale = None,
     change: Changes = None,
     seconds: Annotated[float, typer.Option(min=1, help="Seconds that the calibration may take.")] = 10.0,
     clips: Annotated[

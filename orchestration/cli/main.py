@@ -108,7 +108,7 @@ def demo(
 
 def pretrain_command(
     experiment: ExperimentName,
-    scale: Scale = "tiny",
+    scale: Scale = None,
     storage: Storage = Path("runs"),
     run_id: RunId = None,
     resume: Resume = False,
@@ -148,7 +148,7 @@ def pretrain_command(
 @separator_app.command("train")
 def separator_train(
     experiment: ExperimentName,
-    scale: Scale = "tiny",
+    scale: Scale = None,
     storage: Storage = Path("runs"),
     run_id: RunId = None,
     resume: Resume = False,
@@ -172,21 +172,24 @@ def separator_train(
     console.print(f"use it        {command}", highlight=False, soft_wrap=True)
 
 
-def pretrain_with(ladder: Mapping[str, str], experiment: str, scale: str, storage: Path, changes: Sequence[str]) -> str:
+def pretrain_with(
+    ladder: Mapping[str, str], experiment: str, scale: str | None, storage: Path, changes: Sequence[str]
+) -> str:
     """The command that pre-trains with a ladder, on the data and with the changes with which the ladder was trained.
 
     Changes of `separator.` are left out: they state how the ladder was trained.
     """
     kept = [change for change in changes if not change.startswith("separator.")]
     options = [word for change in (*kept, f"separator.checkpoints={json.dumps(ladder)}") for word in ("--set", change)]
-    return shlex.join(["sepscene", "pretrain", experiment, "--scale", scale, "--storage", str(storage), *options])
+    scales = ["--scale", scale] if scale else []
+    return shlex.join(["sepscene", "pretrain", experiment, *scales, "--storage", str(storage), *options])
 
 
 def show(
     experiment: Annotated[
         str | None, typer.Argument(help="A name or a YAML file; without it, all names are listed.")
     ] = None,
-    scale: Scale = "tiny",
+    scale: Scale = None,
     change: Changes = None,
 ) -> None:
     """List the named experiments, or print one of them as YAML.

@@ -17,7 +17,7 @@ from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.runtime.cluster_check import check_cluster
 from sepscene.orchestration.runtime.jobs import Submission
 from sepscene.orchestration.runtime.placement import CLUSTER_VARIABLE
-from sepscene.orchestration.yaml_files import as_yaml
+from sepscene.orchestration.yaml_files import as_yaml, is_yaml
 
 if TYPE_CHECKING:
     from sepscene.orchestration.sweeps.config import SweepConfig
@@ -48,7 +48,10 @@ def submission_of(program: Any, words: list[str], cluster: Path | None = None) -
     """
     name, context = parsed_command(program, words)
     given = context.params
-    for field, value in (("scale", "paper"), ("storage", CLUSTER_STORAGE)):
+    defaults: dict[str, Any] = {"storage": CLUSTER_STORAGE}
+    if not is_yaml(given.get("experiment", "")):
+        defaults["scale"] = "paper"
+    for field, value in defaults.items():
         source = context.get_parameter_source(field)
         if field in given and source is not None and source.name == "DEFAULT":
             given[field] = value
@@ -65,10 +68,7 @@ def submission_of(program: Any, words: list[str], cluster: Path | None = None) -
         run_id = given["run_id"] or dated(f"{experiment.name}-{experiment.digest()}")
         given |= {"experiment": EXPERIMENT_FILE, "scale": None, "change": None, "run_id": run_id, "resume": True}
     elif name == "sweep":
-        from sepscene.orchestration.sweeps.config import load_sweep
-
-        path = given["experiment"]
-        sweep = load_sweep(Path(path)) if is_sweep(path) else sweep_of(given)
+        sweep = sweep_of(given)
         code = _code_of_sweep(sweep)
         files = _stage_sweep(given, sweep)
         run_id = given["sweep_id"] or dated("sweep")
@@ -102,7 +102,7 @@ def parsed_command(program: Any, words: list[str]) -> tuple[str, typer.Context]:
     size = 2 if words[:1] == ["separator"] else 1
     name = " ".join(words[:size])
     if name not in COMMANDS:
-        hint = f", e.g. `sepscene submit pretrain {name}`" if "/" in name or name.endswith((".yaml", ".yml")) else ""
+        hint = f", e.g. `sepscene submit pretrain {name}`" if "/" in name or is_yaml(name) else ""
         raise SepsceneError(f"cannot submit {name!r}: {unknown(name, COMMANDS, 'command')}{hint}")
     command = program
     for word in name.split():
@@ -114,7 +114,7 @@ def parsed_command(program: Any, words: list[str]) -> tuple[str, typer.Context]:
 def _stage_sweep(given: dict[str, Any], sweep: "SweepConfig") -> dict[str, str]:
     """The YAML files of a sweep, by their names on the cluster; `given` is changed to name them."""
     files: dict[str, str] = {}
-    if sweep.experiment.endswith((".yaml", ".yml")):
+    if is_yaml(sweep.experiment):
         files[EXPERIMENT_FILE] = as_yaml(resolve(sweep.experiment, sweep.scale, None))
         sweep = sweep.changed({"experiment": EXPERIMENT_FILE})
     if is_sweep(given["experiment"]):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sepscene.orchestration.cli.arguments import (
+    SCALES_HELP,
     Address,
     Changes,
     Dashboard,
@@ -59,7 +60,7 @@ def sweep_command(
     gpu_hours: Annotated[
         float | None, typer.Option(help="Stop when all trials together have used this many GPU-hours.")
     ] = None,
-    scale: Scale = "tiny",
+    scale: Scale = None,
     storage: Storage = Path("runs"),
     sweep_id: Id = None,
     resume: Annotated[
@@ -100,7 +101,7 @@ def _from_file(
     from sepscene.models.config import SepsceneError
     from sepscene.orchestration.sweeps.config import load_sweep
 
-    defaults = {"scale": "tiny", "search": "grid", "scheduler": "none", "seeds": 1}
+    defaults = {"scale": None, "search": "grid", "scheduler": "none", "seeds": 1}
     given = [f"--{name}" for name, value in options.items() if value != defaults[name]]
     if texts:
         given.append("--over")
@@ -139,9 +140,9 @@ def is_sweep(name: str) -> bool:
     Raises:
         SepsceneError: when the file is missing or cannot be read.
     """
-    from sepscene.orchestration.yaml_files import read_yaml
+    from sepscene.orchestration.yaml_files import is_yaml, read_yaml
 
-    if not name.endswith((".yaml", ".yml")):
+    if not is_yaml(name):
         return False
     tree = read_yaml(Path(name), "an experiment or a sweep")
     return isinstance(tree, dict) and "over" in tree
@@ -161,7 +162,7 @@ def reproduce_command(
         str | None,
         typer.Option(metavar="FORMAT:FOLDER", help="A data set, e.g. `esc50:esc10`. Default: synthetic scenes."),
     ] = None,
-    scale: Scale = "tiny",
+    scale: Annotated[str, typer.Option(help=f"Scale of the experiments: {SCALES_HELP}.")] = "tiny",
     storage: Storage = Path("runs"),
     reproduction_id: Id = None,
     resume: Annotated[

@@ -13,7 +13,7 @@ from sepscene.orchestration.records.files import write_text_atomically
 from sepscene.orchestration.records.sweep_folder import SweepFolder
 from sepscene.orchestration.runtime.concurrency import gpus_of
 from sepscene.orchestration.sweeps.search_space import SHORT_NAMES, Space, checked_space, parse_values
-from sepscene.orchestration.yaml_files import as_yaml, read_yaml
+from sepscene.orchestration.yaml_files import as_yaml, is_yaml, read_yaml
 
 
 class Budget(Config):
@@ -41,7 +41,7 @@ class SweepConfig(Config):
     """A sweep: which fields are varied, how settings are chosen and trials stopped, and the budget."""
 
     experiment: str = Field(description="name of an experiment, or path of its YAML file")
-    scale: Literal["tiny", "small", "paper"] = Field("tiny", description="scale of a named experiment")
+    scale: Literal["tiny", "small", "paper"] | None = Field(None, description="scale of a named experiment; None: tiny")
     changes: dict[str, Any] = Field(default_factory=dict, description="dotted fields that are set for all trials")
     over: dict[str, Any] = Field(
         min_length=1, description="field -> list of values, or a range of Ray Tune, e.g. loguniform(0.05,0.5)"
@@ -110,7 +110,7 @@ class SweepConfig(Config):
         if files.configuration.exists() and load_sweep(files.configuration).identity() != self.identity():
             raise SepsceneError(f"{folder} contains another sweep: choose another --id, or give the same arguments")
         saved = self
-        if _is_file(self.experiment):
+        if is_yaml(self.experiment):
             write_text_atomically(files.base, as_yaml(resolve(self.experiment, self.scale, None)))
             saved = self.changed({"experiment": files.base.name})
         write_text_atomically(files.configuration, as_yaml(saved))
@@ -118,7 +118,7 @@ class SweepConfig(Config):
     def identity(self) -> str:
         """A text that is equal for the same sweep: all its fields in their order, except the budget and the seeds."""
         experiment = resolve(self.experiment, self.scale, None)
-        return experiment.digest() + self.model_dump_json(exclude={"experiment", "budget", "seeds"})
+        return experiment.digest() + self.model_dump_json(exclude={"experiment", "scale", "budget", "seeds"})
 
 
 def make_sweep(**fields: Any) -> SweepConfig:
@@ -137,13 +137,9 @@ def load_sweep(path: Path) -> SweepConfig:
         SepsceneError: when the file is missing, is not YAML, or is not a valid sweep.
     """
     tree = read_yaml(path, "a sweep")
-    if isinstance(tree, dict) and _is_file(str(tree.get("experiment", ""))):
+    if isinstance(tree, dict) and is_yaml(str(tree.get("experiment", ""))):
         tree["experiment"] = str((path.parent / tree["experiment"]).resolve())
     return _parse(tree, str(path))
-
-
-def _is_file(experiment: str) -> bool:
-    return experiment.endswith((".yaml", ".yml"))
 
 
 def _parse(tree: Any, source: str) -> SweepConfig:

@@ -159,6 +159,19 @@ def test_an_unknown_number_of_blocks_is_an_error(bundle, tmp_path):
     assert load_separator(tmp_path / "out").sample_rate == 22050
 
 
+@pytest.mark.parametrize(
+    ("source", "hints", "named"),
+    [
+        ("checkpoint", ImportHints(blocks=3, mask_activation="relu"), "mask_activation"),
+        ("weights.pt", ImportHints(hop_samples=8, consistency="magsq"), "consistency, hop_samples"),
+    ],
+)
+def test_a_hint_without_effect_is_rejected(bundle, tmp_path, source, hints, named):
+    torch.save(ConvTasNet(**SIZES, msk_num_layers=2, msk_num_stacks=2).state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match=f"for which {named} has no effect"):
+        import_separator(bundle if source == "checkpoint" else tmp_path / source, 16000, tmp_path / "out", hints)
+
+
 def test_a_rate_other_than_that_of_the_training_is_rejected(shared_dir, tmp_path):
     with pytest.raises(CheckpointError, match="has the sample rate 16000 Hz, not 8000 Hz"):
         import_separator(shared_dir / "reference/tdcnpp_small_m2/model.ckpt-1234", 8000, tmp_path / "out")

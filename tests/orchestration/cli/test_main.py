@@ -22,6 +22,7 @@ from sepscene.models.settings import TDCNppConfig
 from sepscene.orchestration.cli import doctor
 from sepscene.orchestration.cli.main import app, pretrain_with
 from sepscene.orchestration.data_config import DataFormat
+from sepscene.orchestration.presets import named_experiment
 
 COMMANDS = (
     "demo", "scenes", "separator train", "separator import", "separator prefill", "pretrain", "evaluate", "sweep",
@@ -172,6 +173,19 @@ def test_separators_of_another_rate_are_refused_before_anything_starts(tmp_path:
     with pytest.raises(SepsceneError, match=r"processor S2 .* works at 8000 Hz but audio.sample_rate is 16000 Hz"):
         raise result.exception
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "command", ["pretrain FILE", "show FILE", "plan FILE", "sweep FILE --over alpha=0,1", "submit pretrain FILE"]
+)
+def test_a_scale_that_is_not_the_files_is_refused(tmp_path: Path, command: str) -> None:
+    """It would have no effect: the file's settings are those of its own scale."""
+    path = tmp_path / "mine.yaml"
+    named_experiment("demo", "tiny").save(path)
+    words = [str(path) if word == "FILE" else word for word in command.split()]
+    result = CliRunner().invoke(app, [*words, "--scale", "paper"])
+    assert isinstance(result.exception, SepsceneError), result.output
+    assert "mine.yaml has the scale tiny" in str(result.exception)
 
 
 def test_show_prints_what_pretrain_reads(tmp_path: Path) -> None:

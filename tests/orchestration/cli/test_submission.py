@@ -30,6 +30,8 @@ def test_the_default_scale_of_a_name_is_paper() -> None:
     assert submission_of(PROGRAM, ["separator", "train", "demo"]).metadata["scale"] == "paper"
     job = submission_of(PROGRAM, ["pretrain", "demo", "--scale", "tiny", "--storage", "/nfs/runs"])
     assert job.metadata["scale"] == "tiny" and job.arguments[2:4] == ("--storage", "/nfs/runs")
+    job = submission_of(PROGRAM, ["sweep", "demo", "--over", "temperature=0.1,0.2", "--id", "a"])
+    assert job.arguments == ("sweep", "demo", "--over", "temperature=0.1,0.2", "--scale", "paper", *SHARED, "--id", "a")
 
 
 def test_all_files_of_a_sweep_are_sent(tmp_path: Path) -> None:
@@ -39,6 +41,8 @@ def test_all_files_of_a_sweep_are_sent(tmp_path: Path) -> None:
     assert job.arguments == ("sweep", "sweep.yaml", *SHARED, "--id", "tau") and job.run_id == "tau"
     assert yaml.safe_load(job.files["sweep.yaml"])["experiment"] == "experiment.yaml"
     assert yaml.safe_load(job.files["experiment.yaml"])["name"] == "demo"
+    with pytest.raises(SepsceneError, match="put --seeds into the file"):
+        submission_of(PROGRAM, ["sweep", str(tmp_path / "mine.yaml"), "--seeds", "2"])
 
 
 def test_arguments_that_are_not_files_stay_unchanged() -> None:

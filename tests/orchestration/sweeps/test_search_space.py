@@ -212,7 +212,7 @@ def test_a_file_gives_the_whole_sweep_and_the_command_line_can_change_the_budget
     path = tmp_path / "mine.yaml"
     path.write_text("experiment: demo\nover: {alpha: [0, 1]}\nbudget: {hours: 1}\n")
     assert is_sweep(str(path)) and not is_sweep("demo")
-    defaults = {"scale": "tiny", "search": "grid", "scheduler": "none", "seeds": 1}
+    defaults = {"scale": None, "search": "grid", "scheduler": "none", "seeds": 1}
     more = _from_file(path, [], None, defaults, {"hours": 5.0, "trials": None, "gpu_hours": None})
     assert more.budget.hours == 5.0 and more.identity() == load_sweep(path).identity()
     with pytest.raises(SepsceneError, match=r"budget\.hours: Input should be greater than 0"):
