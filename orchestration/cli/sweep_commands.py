@@ -221,8 +221,9 @@ def reproduce_command(
     if scale == "mini":
         from sepscene.orchestration.mini.study import run_study
 
-        run_study(rows, seeds, folder, console, hours)
+        failed = run_study(rows, seeds, folder, console, hours)
         console.print(f"report        {SweepFolder(folder).report_html}", soft_wrap=True)
+        _report_failed(list(failed))
         return
     most = most_demanding(rows)
     check_splits(most.data)
@@ -240,13 +241,22 @@ def _report(folder: Path, failed: list[str]) -> None:
     """Print where the results are and what to do next.
 
     Raises:
-        typer.Exit: code 3, when trials have failed.
+        typer.Exit: as `_report_failed`.
     """
     from sepscene.orchestration.records.sweep_folder import SweepFolder
 
     console.print(f"report        {SweepFolder(folder).report_html}", soft_wrap=True)
     console.print(f"each run      {SweepFolder(folder).trials}", soft_wrap=True)
     console.print(f"MLflow UI     sepscene ui {folder}", soft_wrap=True)
+    _report_failed(failed)
+
+
+def _report_failed(failed: list[str]) -> None:
+    """Print how many trials have failed.
+
+    Raises:
+        typer.Exit: code 3, when trials have failed.
+    """
     if failed:
         text = (
             f"failed        {len(failed)}, e.g. {failed[0]}; the report gives the reasons, the same --id retries them"

@@ -20,8 +20,8 @@ from sepscene.models.config import SepsceneError
 from sepscene.models.custom import CustomCode
 from sepscene.models.settings import Cnn14Config
 from sepscene.orchestration.config import Experiment
-from sepscene.orchestration.mini.data import describe_data, prepare_stores
-from sepscene.orchestration.mini.training import check_supported
+from sepscene.orchestration.mini.data import LogMelStore, describe_data, prepare_stores
+from sepscene.orchestration.mini.training import NonFiniteError, check_supported
 from sepscene.orchestration.mini.trial import TrialRecord, run_trial
 from sepscene.orchestration.presets import COINCIDENCE_FIELDS, ROW_FIELDS, shipped_ladder
 from sepscene.orchestration.records.environment import command_line, environment
@@ -34,13 +34,20 @@ from sepscene.tasks.paper.claims import OTHER_NAMES, PAPER_CLIPS
 UNTRAINED = "untrained"
 
 
-def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console, hours: float | None = None) -> None:
+def run_study(
+    rows: list[Experiment], seeds: int, folder: Path, console: Console, hours: float | None = None
+) -> dict[str, str]:
     """Run the trials that are not finished, and write the report after each of them.
+
+    A trial whose loss is not finite does not end the study. If the study is continued, it is run again.
 
     Args:
         rows: experiments of scale mini over the same data.
         seeds: number of seeds of each row, from 0 to seeds - 1.
         hours: start no trial after this many hours; None: no limit.
+
+    Returns:
+        The trials that have failed, with the reason.
 
     Raises:
         SepsceneError: when data, separators or settings cannot be used.
@@ -66,13 +73,30 @@ def run_study(rows: list[Experiment], seeds: int, folder: Path, console: Console
         with claimed(files.running(name, experiment.seed)) as acquired:
             if not acquired or _finished(folder, name, experiment.seed):
                 continue
-            record = run_trial(experiment, train, test, untrained=name == UNTRAINED)
-            record.save(files.trial(name, experiment.seed))
-        speed = f", {record.steps_per_second:.1f} steps per second" if record.steps else ""
-        found = f"{record.metrics['shallow_map']:.3f}{speed}"
+            found = _run(experiment, train, test, name, files)
         console.print(f"{number + 1}/{len(planned)}  {name}, seed {experiment.seed}: {found}", highlight=False)
         write_results(rows[0], folder)
     write_results(rows[0], folder)
+    return read_failures(folder)
+
+
+def _run(experiment: Experiment, train: LogMelStore, test: LogMelStore, name: str, files: StudyFolder) -> str:
+    """Run a trial and save its record or why it failed; returns what to print."""
+    failure = files.failure(name, experiment.seed)
+    try:
+        record = run_trial(experiment, train, test, untrained=name == UNTRAINED)
+    except NonFiniteError as error:
+        write_text_atomically(failure, str(error))
+        return f"failed: {error}"
+    record.save(files.trial(name, experiment.seed))
+    failure.unlink(missing_ok=True)
+    speed = f", {record.steps_per_second:.1f} steps per second" if record.steps else ""
+    return f"{record.metrics['shallow_map']:.3f}{speed}"
+
+
+def read_failures(folder: Path) -> dict[str, str]:
+    """The failed trials of a study, with the reason."""
+    return {path.stem: path.read_text() for path in StudyFolder(folder).written_failures()}
 
 
 def read_records(folder: Path) -> list[TrialRecord]:
@@ -96,6 +120,7 @@ def write_results(base: Experiment, folder: Path) -> None:
         command=command_line(),
         differs=_differences(base, runs),
         runs=tuple(_reproduced(record, untrained.get(record.seed)) for record in runs),
+        failed=read_failures(folder),
         environment=environment(),
         data=describe_data(base) | _left_out(records),
     )

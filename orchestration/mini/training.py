@@ -102,6 +102,10 @@ class ViewCrops:
         return self.front_end.normalise_patches(first), self.front_end.normalise_patches(second), draws
 
 
+class NonFiniteError(SepsceneError):
+    """The loss or the gradient of a step was not finite."""
+
+
 class MiniTrainer(Pretrainer):
     """Model, optimiser and ledger of one trial."""
 
@@ -120,13 +124,13 @@ class MiniTrainer(Pretrainer):
         in its two minutes nothing is saved, validated or reported between steps. A bad step ends it.
 
         Raises:
-            SepsceneError: when the loss or the gradient is not finite.
+            NonFiniteError: when the loss or the gradient is not finite.
         """
         begin = self.ledger.consumed
         row_N = np.arange(begin, min(begin + self.experiment.training.global_batch, self.ledger.rows))
         metrics = self.consume({"row": row_N, "fault": np.full(len(row_N), "")}, len(row_N))
         if metrics["bad"]:
-            raise SepsceneError(f"step {self.step} has a loss or gradient that is not finite: lower the learning rate")
+            raise NonFiniteError(f"step {self.step} has a loss or gradient that is not finite: lower the learning rate")
         for name in (*self.objective.terms, "gradient_norm"):
             self.losses[name].append(metrics[name])
 

@@ -69,7 +69,8 @@ def run_trial(experiment: Experiment, train: LogMelStore, test: LogMelStore, unt
         untrained: score the encoder with its initial weights, without training.
 
     Raises:
-        SepsceneError: when the labels allow no evaluation, or the loss is not finite.
+        NothingToEvaluate: when the labels allow no evaluation.
+        NonFiniteError: when the loss or the gradient of a step is not finite.
     """
     begin = time.perf_counter()
     trainer = MiniTrainer(experiment, train)

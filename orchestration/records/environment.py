@@ -7,6 +7,7 @@ import subprocess
 import sys
 from functools import lru_cache
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
@@ -50,5 +51,8 @@ def commit() -> str:
 
 
 def command_line() -> str:
-    """The command of this process, quoted so that it can be run again."""
+    """The `sepscene` command of this process, quoted so that it can be run again; empty in a user's Python program."""
+    program = Path(sys.argv[0])
+    if program.name != "sepscene" and program.parts[-2:] != ("sepscene", "__main__.py"):
+        return ""
     return printable(shlex.join(["sepscene", *sys.argv[1:]]))

@@ -57,6 +57,14 @@ class StudyFolder:
         """The records of all finished trials, sorted by name."""
         return sorted(self.trials.glob("*.json"))
 
+    def failure(self, row: str, seed: int) -> Path:
+        """Why the trial failed, in one sentence."""
+        return self.trial(row, seed).with_suffix(".failed")
+
+    def written_failures(self) -> list[Path]:
+        """The reasons of all failed trials, sorted by the trial's name."""
+        return sorted(self.trials.glob("*.failed"))
+
     def running(self, row: str, seed: int) -> Path:
         """Lock file of the process that runs the trial."""
         return self.trial(row, seed).with_suffix(".running")

@@ -52,14 +52,17 @@ def parent_run(
     children = {"sweep_id": folder.name}
     if run := tracker.run_id():  # None while MLflow cannot be reached: then sweep_id is the only connection
         children["mlflow.parentRunId"] = run
-    with closing(tracker), with_resume_hint(console, _continue_command(folder.name)):
+    with closing(tracker), with_resume_hint(console, _continue_command(folder)):
         yield tracker, children
 
 
-def _continue_command(name: str) -> str:
-    """The command that continues the folder with this name: the current command, with --id."""
+def _continue_command(folder: Path) -> str:
+    """The command that continues this folder: the current command, with --id; for Python, a command for its sweep."""
     command = command_line()
-    return command if re.search(r" --(id|resume)\b", command) else f"{command} --id {shlex.quote(name)}"
+    if not command:
+        words = ["sepscene", "sweep", str(SweepFolder(folder).configuration), "--storage", str(folder.parent)]
+        command = shlex.join(words)
+    return command if re.search(r" --(id|resume)\b", command) else f"{command} --id {shlex.quote(folder.name)}"
 
 
 def prepare_shared(

@@ -69,7 +69,10 @@ class BadSteps(Hook):
         """Report this step if it was skipped."""
         if step.metrics["bad"] and rank() == 0:
             rows = self.bad_rows[-1]
-            write_text_atomically(self.folder.bad_rows, json.dumps(self.bad_rows))  # for `sepscene replay`
+            try:
+                write_text_atomically(self.folder.bad_rows, json.dumps(self.bad_rows))  # for `sepscene replay`
+            except OSError as error:  # the next bad step writes all of them again
+                step.events.append(f"the rows of skipped steps cannot be saved: {error}")
             step.events.append(f"step {step.number} is skipped: {len(rows)} rows, the first is row {rows[0]}")
         if len(self.bad_rows) > self.max_steps:
             rows = self.bad_rows[-1]

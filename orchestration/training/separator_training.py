@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sepscene.augment.views import from_pcm
 from sepscene.models.card import ProcessorName
+from sepscene.models.config import SepsceneError
 from sepscene.models.files import replace_folder
 from sepscene.models.separators.folder import save_separator
 from sepscene.models.separators.tdcnpp import TDCNpp
@@ -231,7 +232,7 @@ def train_separator(
         callbacks: the user's callbacks for Ray Train.
 
     Raises:
-        SepsceneError: as `Stage.run`.
+        SepsceneError: as `Stage.run`; or a finished ladder has lost checkpoints.
     """
     steps = experiment.separator.ladder.steps
     for name, network in experiment.separator.beside.items():
@@ -250,4 +251,9 @@ def train_separator(
         worker = partial(separator_worker, experiment, len(manifest), rows, folder, scored)
         stream = partial(segment_stream, experiment, manifest)
         RayStage(folder, rows, experiment, worker, stream, callbacks=callbacks).run()
+        if missing := ", ".join(steps.keys() - read_ladder(run_dir)):
+            raise SepsceneError(
+                f"{RunFolder(run_dir).ladder} has no {missing}, although the separator is trained: restore the folder, "
+                f"or delete {folder.path} to train it again"
+            )
     return read_ladder(run_dir)

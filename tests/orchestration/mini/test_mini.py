@@ -215,6 +215,15 @@ def test_an_interrupted_study_continues(data: tuple[Path, str], tmp_path: Path) 
         run_study([experiment(data, "table2/mix-mix", "training.epochs=3")], 1, tmp_path, Console(quiet=True))
 
 
+@pytest.mark.slow
+def test_a_study_survives_a_trial_whose_loss_is_not_finite(data: tuple[Path, str], tmp_path: Path) -> None:
+    rows = [experiment(data, row, "training.learning_rate=1e30") for row in ("table2/mix-mix", "table4/N/simclr-cp")]
+    failed = run_study(rows, 1, tmp_path, Console(quiet=True))
+    assert list(failed) == ["table2-mix-mix,seed=0", "table4-N-simclr-cp,seed=0"]
+    assert [record.row for record in read_records(tmp_path)] == ["untrained"]
+    assert "a loss or gradient that is not finite: lower the learning rate" in (tmp_path / "report.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("change", "part"),
     [

@@ -170,9 +170,10 @@ def test_trials_use_fewer_resources_when_more_then_fit(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("given", "again"),
     [
-        ("sweep demo --over alpha=0,1", "sweep demo --over alpha=0,1 --id mine"),
-        ("sweep mine.yaml --resume", "sweep mine.yaml --resume"),
-        ("reproduce table2 --id mine", "reproduce table2 --id mine"),
+        ("sepscene sweep demo --over alpha=0,1", "sweep demo --over alpha=0,1 --id mine"),
+        ("sepscene sweep mine.yaml --resume", "sweep mine.yaml --resume"),
+        ("sepscene reproduce table2 --id mine", "reproduce table2 --id mine"),
+        ("study.py --fast", "sweep STORAGE/mine/sweep.yaml --storage STORAGE --id mine"),
     ],
 )
 def test_an_interrupted_sweep_prints_how_to_continue_it(
@@ -180,9 +181,10 @@ def test_an_interrupted_sweep_prints_how_to_continue_it(
 ) -> None:
     from sepscene.orchestration.sweeps.run_trials import parent_run
 
-    monkeypatch.setattr("sys.argv", ["sepscene", *given.split()])
+    monkeypatch.setattr("sys.argv", given.split())
     out = io.StringIO()
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     with pytest.raises(KeyboardInterrupt), parent_run(uri, tmp_path / "mine", {}, {}, Console(file=out, width=200)):
         raise KeyboardInterrupt
+    again = again.replace("STORAGE", str(tmp_path))
     assert out.getvalue() == f"stopped; all completed work is kept. Continue with\nsepscene {again}\n"

@@ -43,6 +43,9 @@ def test_a_supervised_ladder_with_its_scores_and_an_additional_network_of_anothe
         torch.testing.assert_close(separated_BST.sum(1), wave_BT, atol=1e-4, rtol=0)  # mixture consistency
     assert read_card(ladder["STFT"]).digest != read_card(ladder["N"]).digest
     assert train_separator(experiment, both.select("train"), tmp_path) == ladder
+    RunFolder(tmp_path).ladder_index.unlink()
+    with pytest.raises(SepsceneError, match="although the separator is trained: restore the folder"):
+        train_separator(experiment, both.select("train"), tmp_path)
 
 
 def test_a_checkpoint_without_its_entry_in_the_index_is_entered_again(nano: Experiment, tmp_path: Path) -> None:
