@@ -80,7 +80,7 @@ def steps_done(run_dir: Path) -> int:
     return max(losses(run_dir), default=0)
 
 
-def when(ready: Callable[[], bool], inject: Callable[[], bool], limit_seconds: float = 400) -> Injection:
+def when(ready: Callable[[], bool], inject: Callable[[], bool], limit_seconds: float = 600) -> Injection:
     """Inject a fault once `ready` returns True; `inject` is called until it returns True."""
     injection = Injection()
 
@@ -97,7 +97,7 @@ def when(ready: Callable[[], bool], inject: Callable[[], bool], limit_seconds: f
     return injection
 
 
-def after(steps: int, run_dir: Path, inject: Callable[[], bool], limit_seconds: float = 400) -> Injection:
+def after(steps: int, run_dir: Path, inject: Callable[[], bool], limit_seconds: float = 600) -> Injection:
     """Inject a fault after this many steps of the run."""
     return when(lambda: steps_done(run_dir) >= steps, inject, limit_seconds)
 
@@ -158,7 +158,7 @@ def start(command: list[str], log: Path, **variables: str) -> subprocess.Popen[b
         )
 
 
-def finish(process: subprocess.Popen[bytes], log: Path, seconds: float = 400, code: int = 0) -> None:
+def finish(process: subprocess.Popen[bytes], log: Path, seconds: float = 600, code: int = 0) -> None:
     """Wait for a command, which must end with this exit code."""
     try:
         assert process.wait(seconds) == code, f"exit code {process.returncode}: {log.read_text()[-3000:]}"

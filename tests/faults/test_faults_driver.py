@@ -29,7 +29,7 @@ from tests.faults.faults import (
     undisturbed,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.usefixtures("local_ray")]
 
 
 LONG = pytest.mark.faults_long

@@ -21,7 +21,7 @@ from sepscene.tasks.datasets.readers import Manifest
 from tests.faults.faults import STAGE, kill, losses, when
 from tests.orchestration.streams import Checksums, by_hand, collect
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("local_ray")]
 
 SOURCES = ("off", "read-through", "prefill")
 IN_CI = {

@@ -29,7 +29,7 @@ from sepscene.orchestration.training.replay import replay
 from sepscene.tasks.datasets.readers import Manifest
 from tests.custom_code import write_package
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLE = ROOT / "examples" / "mylab"
 

@@ -19,7 +19,7 @@ from sepscene.orchestration.config import Experiment
 from sepscene.orchestration.records.ledger import Ledger
 from sepscene.orchestration.records.results import RunResults, read_metrics
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).resolve().parents[3]
 
 

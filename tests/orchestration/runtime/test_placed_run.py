@@ -12,7 +12,7 @@ import pytest
 
 from sepscene.orchestration.config import Experiment
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).resolve().parents[3]
 
 
